@@ -1,0 +1,89 @@
+"""blip-export: a checkpoint to ONNX graphs, each compared with the PyTorch module it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from export.to_onnx import ATC, DEFAULT_OPSET, OPSETS, ORT, TARGETS
+from export.write import Plan, write_graphs
+from models import config as configs
+from models.errors import Command, Misuse
+from models.spec import graph_specs
+
+
+@click.command(cls=Command, context_settings={"show_default": True})
+@click.option("--model", default=None, help=f"Preset: {', '.join(configs.PRESETS)}.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Sizes from a JSON file instead.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="An original .pth, a Hugging Face folder or .safetensors, or our own .safetensors.",
+)
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), required=True, help="Folder with vocab.txt or tokenizer.json, or that file."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/graphs"), help="Folder to write.")
+@click.option("--graphs", default=None, help="Only these, with commas between.  [default: all]")
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default=ORT,
+    help="ort: dynamic axes, for ONNX Runtime. atc: fixed axes, for Ascend's converter.",
+)
+@click.option(
+    "--opset", type=int, default=None, help=f"ONNX opset.  [default: {DEFAULT_OPSET[ORT]} for ort, {DEFAULT_OPSET[ATC]} for atc]"
+)
+@click.option("--batchsize", type=click.IntRange(min=1), default=None, help="Fixed batch, --target atc only.  [default: 1]")
+@click.option(
+    "--length",
+    type=click.IntRange(min=3),
+    default=None,
+    help="Fixed caption length in tokens, --target atc only.  [default: the model's]",
+)
+def main(
+    model: str | None,
+    config_file: Path | None,
+    checkpoint: Path,
+    tokenizer: Path,
+    out: Path,
+    graphs: str | None,
+    target: str,
+    opset: int | None,
+    batchsize: int | None,
+    length: int | None,
+) -> None:
+    """Cut the model in CHECKPOINT into ONNX graphs and say how far each is from it."""
+    if (model is None) == (config_file is None):
+        raise Misuse(
+            f"Name the model with --model PRESET or its sizes with --config FILE.json. Presets: {', '.join(configs.PRESETS)}."
+        )
+    config = configs.from_file(config_file) if config_file else configs.preset(str(model))
+    opset = DEFAULT_OPSET[target] if opset is None else opset
+    if opset not in OPSETS[target]:
+        raise Misuse(f"--target {target} writes opsets {OPSETS[target][0]} to {OPSETS[target][-1]}, asked was {opset}.")
+    if target == ORT and (batchsize or length):
+        raise Misuse(
+            "--batchsize and --length fix axes, which only --target atc does; the graphs of --target ort take any batch."
+        )
+    longest = config.protocol.max_length
+    if length and length > longest:
+        raise Misuse(f"--length {length} is longer than the captions of this model, {longest} tokens.")
+    names = graphs.split(",") if graphs else list(graph_specs(config))
+    plan = Plan(
+        str(model or config_file), config, checkpoint, tokenizer, out, names, target, opset, batchsize or 1, length or longest
+    )
+    click.echo(f"{'graph':<12} {'output':<12} {'nodes':>6} {'MB':>9}  {'max abs':<7}  {'max rel':<7}  cases (batch, length)")
+    write_graphs(plan, click.echo)
+    click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A module and its GraphSpec to one checked ONNX file.
+
+Two targets from the same modules. `ort`: batch and text length dynamic, torch's dynamo exporter, opset 18. `atc`: all
+axes fixed, the TorchScript exporter, which alone honours the opsets that ATC reads (the dynamo exporter, asked for 13,
+warns and writes 18).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnxslim
+import torch
+from torch import Tensor, nn
+
+from models.errors import UserError
+from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec
+
+ORT, ATC = "ort", "atc"
+TARGETS = (ORT, ATC)
+# 13 is read by every CANN release from 5.0.4 on; 18 is what the dynamo exporter builds.
+DEFAULT_OPSET = {ORT: 18, ATC: 13}
+OPSETS = {ORT: range(18, 24), ATC: range(11, 19)}
+PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a larger graph keeps its weights in a file of its own beside it
+
+
+def write_onnx(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], path: Path, target: str, opset: int) -> int:
+    """Export `module`, simplify, check against `spec`, write `path`; returns the number of nodes.
+
+    Args:
+        spec: symbolic axes stay dynamic (target ort only); fixed axes must be those of `inputs`.
+        inputs: example inputs by name, in the order of `spec.inputs`.
+        opset: what is asked, read back from the file and compared.
+
+    Raises:
+        UserError: when the graph written is not the graph asked for.
+    """
+    args = tuple(inputs[t.name] for t in spec.inputs)
+    with _quiet():
+        model = _trace_dynamic(module, spec, args, opset) if target == ORT else _trace_static(module, spec, args, opset)
+        model = simplified(model)
+    _name_axes(model, spec)
+    check(model, spec, opset)
+    large = model.ByteSize() > PROTOBUF_LIMIT
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=large,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+        size_threshold=1024,
+    )
+    return len(model.graph.node)
+
+
+def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold constants and remove what does nothing.
+
+    onnxslim rather than onnxsim: onnxsim makes graphs with dynamic axes larger (the cached ITM graph 640 -> 794 nodes)
+    and rewrites MatMul + Add into Reshape + Gemm + Reshape, which ONNX Runtime's fusions do not recognise.
+    """
+    return onnxslim.slim(model, skip_fusion_patterns=["FusionGemm"])
+
+
+def check(model: onnx.ModelProto, spec: GraphSpec, opset: int) -> None:
+    """Raise UserError unless `model` has the opset asked for and the inputs and outputs of `spec`."""
+    found_opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if found_opset != {"ai.onnx": opset}:
+        raise UserError(f"{spec.name}: the exporter wrote opset {found_opset}, asked was {opset}. Try another --opset.")
+    if model.functions:
+        raise UserError(f"{spec.name}: the graph holds model-local functions, which ATC does not read.")
+    for kind, found, wanted in (("input", model.graph.input, spec.inputs), ("output", model.graph.output, spec.outputs)):
+        written = tuple(_read(value) for value in found)
+        if written != wanted:
+            raise UserError(f"{spec.name}: the {kind}s written are {_say(written)}, expected {_say(wanted)}.")
+
+
+def _trace_dynamic(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
+    axes = {BATCH: torch.export.Dim(BATCH, max=65535), LENGTH: torch.export.Dim(LENGTH, min=2, max=512)}
+    shapes = tuple({at: axes[dim] for at, dim in enumerate(t.shape) if isinstance(dim, str)} for t in spec.inputs)
+    program = torch.onnx.export(
+        module,
+        args,
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes=shapes,
+        input_names=[t.name for t in spec.inputs],
+        output_names=[t.name for t in spec.outputs],
+        verbose=False,
+    )
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def _trace_static(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
+    # A folder of its own, because over 2 GB this exporter strews one file per weight beside the graph.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            module,
+            args,
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=[t.name for t in spec.inputs],
+            output_names=[t.name for t in spec.outputs],
+        )
+        return onnx.load(path)
+
+
+def _name_axes(model: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Give the dynamic axes the names of the spec: the exporter calls them s23 or s23*s27."""
+    for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+        for value, tensor in zip(values, tensors, strict=False):
+            for axis, dim in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=False):
+                if isinstance(dim, str) and not axis.HasField("dim_value"):
+                    axis.dim_param = dim
+
+
+def _read(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return TensorSpec(value.name, dtype, tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim))
+
+
+def _say(tensors: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' own progress lines and deprecation notes off the screen: what matters is checked."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)

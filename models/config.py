@@ -1,0 +1,184 @@
+"""The sizes of a model and the protocol its data follow. Imports no torch: the NPU host reads it too.
+
+A preset is a name for one frozen `BlipConfig`. Sizes and protocol of the published files: salesforce/BLIP,
+models/vit.py, configs/med_config.json, configs/retrieval_{coco,flickr}.yaml.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.errors import Misuse, UserError
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A pre-norm ViT (salesforce/BLIP models/vit.py)."""
+
+    image_size: int  # pixels, the pictures are square
+    patch: int  # pixels
+    width: int
+    depth: int
+    heads: int
+    mlp: int  # width of the feed-forward layer
+    eps: float = 1e-6  # of every LayerNorm
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch) ** 2 + 1
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """BERT with cross-attention in every layer (salesforce/BLIP models/med.py)."""
+
+    vocab: int  # with [DEC] and [ENC]
+    width: int
+    depth: int
+    heads: int
+    ffn: int
+    positions: int
+    eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How pictures and captions become tensors. Part of the model: another protocol gives other numbers."""
+
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    max_words: int = 30  # captions are cut to so many words before tokenising
+    max_length: int = 35  # tokens, with [CLS] and [SEP]
+    pad_token: str = "[PAD]"
+    decode_token: str = "[DEC]"  # begins a caption in the decoder
+    encode_token: str = "[ENC]"  # takes the place of [CLS] when a caption is matched with a picture
+    k_test: int = 256  # candidates re-ranked per query
+
+
+@dataclass(frozen=True)
+class BlipConfig:
+    """BLIP for retrieval: two encoders, their projections, the matching head."""
+
+    vision: VisionConfig
+    text: TextConfig
+    embed: int = 256  # width of the space that pictures and captions share
+    protocol: Protocol = Protocol()
+
+
+VIT_B = VisionConfig(image_size=384, patch=16, width=768, depth=12, heads=12, mlp=3072)
+VIT_L = VisionConfig(image_size=384, patch=16, width=1024, depth=24, heads=16, mlp=4096)
+MED = TextConfig(vocab=30524, width=768, depth=12, heads=12, ffn=3072, positions=512)
+FLICKR = Protocol(k_test=128)
+
+PRESETS: dict[str, BlipConfig] = {
+    "blip-retrieval-base-coco": BlipConfig(VIT_B, MED),
+    "blip-retrieval-base-flickr": BlipConfig(VIT_B, MED, protocol=FLICKR),
+    "blip-retrieval-large-coco": BlipConfig(VIT_L, MED),
+    "blip-retrieval-large-flickr": BlipConfig(VIT_L, MED, protocol=FLICKR),
+    # Trained from nothing on the drawn pictures of demo/shapes.py; its vocabulary is demo/tokenizer/vocab.txt.
+    "blip-demo": BlipConfig(
+        VisionConfig(image_size=64, patch=8, width=128, depth=4, heads=4, mlp=512),
+        TextConfig(vocab=96, width=128, depth=3, heads=4, ffn=512, positions=40),
+        embed=64,
+        protocol=Protocol(k_test=32),
+    ),
+}
+
+
+def preset(name: str) -> BlipConfig:
+    """The configuration called `name`. Raises Misuse with the nearest known name."""
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise Misuse(f"No model is called {name!r}.{hint} Known models: {', '.join(PRESETS)}.")
+
+
+def to_dict(config: BlipConfig) -> dict[str, Any]:
+    """Plain JSON values; `from_dict` gives the same configuration back."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: object, where: str) -> BlipConfig:
+    """Read `to_dict`'s form, with every name and type checked. `where` names the source in the error (UserError)."""
+    config: BlipConfig = _read(BlipConfig, values, where)
+    vision, text = config.vision, config.text
+    for name, width, part in (
+        ("vision.image_size by vision.patch", vision.image_size, vision.patch),
+        ("vision.width by vision.heads", vision.width, vision.heads),
+        ("text.width by text.heads", text.width, text.heads),
+    ):
+        if width % part:
+            raise UserError(f"{where}: {name} does not divide ({width} / {part}).")
+    if config.protocol.max_length > text.positions:
+        raise UserError(
+            f"{where}: protocol.max_length is {config.protocol.max_length}, but text.positions is only {text.positions}."
+        )
+    return config
+
+
+def from_file(path: Path) -> BlipConfig:
+    """Sizes typed by the user: a JSON file in the form of `to_dict`. Fields with a default may be left out."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    return from_dict(values, str(path))
+
+
+def _read(kind: Any, values: object, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected an object with the fields of {kind.__name__}, found {type(values).__name__}.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := sorted(values.keys() - fields):
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; {kind.__name__} has {', '.join(fields)}.")
+    read = {}
+    for name, field in fields.items():
+        if name not in values:
+            if field.default is dataclasses.MISSING:
+                raise UserError(f"{where}: the field {name!r} is missing.")
+            continue
+        read[name] = _READERS[str(field.type)](values[name], f"{where}: {name}")
+    return kind(**read)
+
+
+def _whole(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where} must be a whole number above 0, found {value!r}.")
+    return value
+
+
+def _number(value: object, where: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        raise UserError(f"{where} must be a number above 0, found {value!r}.")
+    return float(value)
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where} must be a text, found {value!r}.")
+    return value
+
+
+def _three(value: object, where: str) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise UserError(f"{where} must be three numbers, found {value!r}.")
+    return tuple(_number(v, where) for v in value)
+
+
+_READERS: dict[str, Any] = {
+    "int": _whole,
+    "float": _number,
+    "str": _text,
+    "tuple[float, float, float]": _three,
+    "VisionConfig": lambda value, where: _read(VisionConfig, value, where),
+    "TextConfig": lambda value, where: _read(TextConfig, value, where),
+    "Protocol": lambda value, where: _read(Protocol, value, where),
+}

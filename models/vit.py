@@ -1,0 +1,88 @@
+"""The image encoder: a pre-norm ViT. Pictures in, one vector per patch and one for the whole out.
+
+Axes: B batch, T tokens (class token first), D width, H heads, K head width, S picture size, P patch size.
+Parameter names are salesforce/BLIP's (models/vit.py), so its checkpoints load unmapped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import VisionConfig
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, cfg: VisionConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, cfg.width, kernel_size=cfg.patch, stride=cfg.patch)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x: Tensor = self.proj(image)  # (B, D, S / P, S / P)
+        return x.flatten(2).transpose(1, 2)  # (B, T - 1, D)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Written out instead of scaled_dot_product_attention: opset 13 has no such operator, and a scale folded into
+        # the weights was once mistaken for another pattern by a graph fusion (silently wrong numbers).
+        shape = (x.shape[0], x.shape[1], 3, self.heads, x.shape[2] // self.heads)
+        qkv = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+        q, k, v = qkv[0] * self.scale, qkv[1], qkv[2]  # (B, H, T, K)
+        weights = (q @ k.transpose(2, 3)).softmax(dim=3)  # (B, H, T, T)
+        y: Tensor = self.proj((weights @ v).transpose(1, 2).flatten(2))  # (B, T, D)
+        return y
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))  # (B, T, D)
+        return y
+
+
+class Block(nn.Module):
+    def __init__(self, cfg: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.width, eps=cfg.eps)
+        self.attn = Attention(cfg.width, cfg.heads)
+        self.norm2 = nn.LayerNorm(cfg.width, eps=cfg.eps)
+        self.mlp = Mlp(cfg.width, cfg.mlp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return x  # (B, T, D)
+
+
+class VisionTransformer(nn.Module):
+    """Pictures (B, 3, S, S), normalised as the protocol says, to image_feat (B, T, D)."""
+
+    def __init__(self, cfg: VisionConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(cfg)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, cfg.tokens, cfg.width))
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
+        self.norm = nn.LayerNorm(cfg.width, eps=cfg.eps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        patches = self.patch_embed(image)  # (B, T - 1, D)
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
+        x = torch.cat([cls, patches], dim=1) + self.pos_embed  # (B, T, D)
+        for block in self.blocks:
+            x = block(x)
+        y: Tensor = self.norm(x)  # (B, T, D)
+        return y

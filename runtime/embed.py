@@ -1,0 +1,54 @@
+"""Every picture and every caption through the encoders, shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from models.errors import UserError
+from preprocess.dataset import RetrievalData, Writer
+from runtime.batches import by_length, prefetched, slices, trimmed
+from runtime.session import Session
+
+ShardWork = Callable[[int, int, "tqdm[Any]"], None]
+
+
+def image_work(data: RetrievalData, sessions: list[Session], batchsize: int, writers: dict[str, Writer]) -> ShardWork:
+    """What one shard of pictures does. `sessions` are `image` alone, or `image_embed` and `image_feat`."""
+    size = min(s.batch or batchsize for s in sessions)
+
+    def work(start: int, stop: int, bar: tqdm[Any]) -> None:
+        for part, pictures in prefetched(slices(start, stop, size), lambda part: np.ascontiguousarray(data.img[part])):
+            for session in sessions:
+                for name, rows in session.run(input_image=pictures).items():
+                    refuse_nan(name, rows)
+                    writers[name].write(part.start, rows.astype(writers[name].dtype, copy=False))
+            bar.update(len(pictures))
+
+    return work
+
+
+def text_work(data: RetrievalData, session: Session, batchsize: int, writer: Writer) -> ShardWork:
+    """What one shard of captions does: batches of like length, written back in the order of the data."""
+    size = session.batch or batchsize
+
+    def work(start: int, stop: int, bar: tqdm[Any]) -> None:
+        ids, mask = np.asarray(data.ids[start:stop]), np.asarray(data.mask[start:stop])
+        found = np.empty((stop - start, *writer.shape[1:]), writer.dtype)
+        for chosen in by_length(mask.sum(axis=1), size):
+            short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
+            found[chosen] = session.run(text_ids=short_ids, text_atten_mask=short_mask)["text_embed"]
+            bar.update(len(chosen))
+        refuse_nan("text_embed", found)
+        writer.write(start, found)
+
+    return work
+
+
+def refuse_nan(name: str, rows: np.ndarray) -> None:
+    """Raise UserError when a graph gave NaN or infinity: such numbers would make a plausible but wrong report."""
+    if not np.isfinite(rows).all():
+        raise UserError(f"The graph gave NaN or infinity in {name}. Check the checkpoint, and the precision of the graphs.")
