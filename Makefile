@@ -1,0 +1,84 @@
+# The whole chain: checkpoint -> graphs -> data -> outputs -> report. `make help` lists what can be asked.
+# Every result is a folder whose manifest.json is written last, so the manifests are the files that make compares.
+
+PYTHON ?= python3
+MODEL ?= blip-demo
+CHECKPOINT ?= demo/weights.safetensors
+TOKENIZER ?= demo/tokenizer
+OUT ?= build/$(MODEL)
+IMAGES ?= $(OUT)/pictures
+ANNOTATIONS ?= $(OUT)/pictures/test.json
+BATCHSIZE ?= 16
+K_TEST ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+# What each step is told. A step runs again when its line changes, not only when a file does.
+EXPORT_ARGS := --model $(MODEL) --checkpoint "$(CHECKPOINT)" --tokenizer "$(TOKENIZER)"
+DATA_ARGS := --annotations "$(ANNOTATIONS)" --images "$(IMAGES)"
+RUN_ARGS := --batchsize $(BATCHSIZE) $(if $(K_TEST),--k-test $(K_TEST))
+
+# Without annotations of one's own the pictures are drawn.
+ifeq ($(origin ANNOTATIONS),file)
+PICTURES := $(OUT)/pictures/test.json
+else
+PICTURES := $(wildcard $(ANNOTATIONS))
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint export data run report bench train clean help FORCE
+.DEFAULT_GOAL := help
+
+demo: report  ## the main job on the embedded model and drawn pictures: prints recall, writes report.html
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+export: $(OUT)/graphs/manifest.json  ## CHECKPOINT of MODEL, with TOKENIZER -> OUT/graphs
+data: $(OUT)/data/manifest.json  ## IMAGES and ANNOTATIONS -> OUT/data
+run: $(OUT)/outputs/manifest.json  ## graphs x data -> OUT/outputs, in batches of BATCHSIZE
+report: $(OUT)/report/manifest.json  ## outputs -> OUT/report: recall, report.json, report.html
+	@cat "$(OUT)/report/report.txt"
+bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
+	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
+train: $(READY)  ## train the demo's weights again, into OUT/training (takes long)
+	$(BIN)/python -m demo.train --out "$(OUT)/training"
+clean:  ## remove what the steps wrote to OUT
+	rm -rf $(foreach d,pictures graphs data outputs report .outputs.part .export.args .data.args .run.args,"$(OUT)/$(d)")
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/  make \1 -/'
+	@echo 'Variables: MODEL CHECKPOINT TOKENIZER IMAGES ANNOTATIONS BATCHSIZE K_TEST OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(OUT)/pictures/test.json: $(READY) demo/shapes.py demo/scenes.py demo/captions.py
+	$(BIN)/python -m demo.shapes --out "$(OUT)/pictures" --split test --count 500
+	touch "$@"
+
+$(OUT)/graphs/manifest.json: $(OUT)/.export.args $(CHECKPOINT) $(TOKENIZER) | $(READY)
+	$(BIN)/python -m export $(EXPORT_ARGS) --out "$(OUT)/graphs"
+
+$(OUT)/data/manifest.json: $(OUT)/.data.args $(OUT)/graphs/manifest.json $(PICTURES) | $(READY)
+	$(BIN)/python -m preprocess retrieval $(DATA_ARGS) --graphs "$(OUT)/graphs" --out "$(OUT)/data"
+
+$(OUT)/outputs/manifest.json: $(OUT)/.run.args $(OUT)/graphs/manifest.json $(OUT)/data/manifest.json | $(READY)
+	$(BIN)/python -m runtime retrieval --graphs "$(OUT)/graphs" --data "$(OUT)/data" --out "$(OUT)/outputs" $(RUN_ARGS)
+	touch "$@"
+
+$(OUT)/report/manifest.json: $(OUT)/outputs/manifest.json | $(READY)
+	$(BIN)/python -m postprocess --recall --outputs "$(OUT)/outputs" --out "$(OUT)/report" > /dev/null
+
+# Written only when the text differs, so that what depends on it stays up to date.
+$(OUT)/.export.args: ARGS = $(EXPORT_ARGS)
+$(OUT)/.data.args: ARGS = $(DATA_ARGS)
+$(OUT)/.run.args: ARGS = $(RUN_ARGS)
+$(OUT)/.%.args: FORCE
+	@mkdir -p "$(OUT)"
+	@printf '%s\n' '$(ARGS)' | cmp -s - "$@" || printf '%s\n' '$(ARGS)' > "$@"
+FORCE:

@@ -1,0 +1,67 @@
+"""The same work on many items in other processes: results in order, a bounded number of them at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from models.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+FEW = 32  # items; starting processes takes longer than so many pictures
+AHEAD = 4  # items in flight per worker
+
+
+def in_order(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:
+    """Yield work(item) for every item, in order. `work` must be a function that can be pickled.
+
+    Few items, or one worker, stay in this process. Close the iterator (`contextlib.closing`) so that an error of the
+    consumer stops the workers at once. Raises UserError when a worker dies.
+    """
+    if workers <= 1 or len(items) < FEW:
+        yield from map(work, items)
+        return
+    # spawn: a forked child would inherit locks that other threads (tokenizers, BLAS) may hold.
+    context = multiprocessing.get_context("spawn")
+    waiting: deque[Future[R]] = deque()
+    with ProcessPoolExecutor(workers, context, _leave_with_parent) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"One of the {workers} worker processes died, most likely for lack of memory. Run again with fewer --workers."
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _leave_with_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, which cancels the work, and end when the parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
