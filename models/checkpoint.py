@@ -134,11 +134,11 @@ def fit_positions(positions: Tensor, vision: VisionConfig, path: Path) -> tuple[
     side, wanted = isqrt(max(positions.shape[1] - 1, 0)), vision.image_size // vision.patch
     if side == 0 or side * side + 1 != positions.shape[1]:
         raise UserError(
-            f"{path}: the position embeddings are for {positions.shape[1]} tokens, expected a square of patches and the class token "
-            f"(vision.image_size {vision.image_size} has {vision.tokens}). Give a checkpoint of BLIP."
+            f"{path}: the position embeddings are for {positions.shape[1]} tokens, expected a square of patches and the "
+            f"class token ({vision.image_size} pixels have {vision.tokens}). Give a checkpoint of BLIP."
         )
     cls, patches = positions[:, :1].to(torch.float32), positions[:, 1:].to(torch.float32)
-    grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+    grid = patches.reshape(len(patches), side, side, -1).permute(0, 3, 1, 2)  # (1, D, side, side)
     grid = F.interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)  # (1, D, wanted, wanted)
     fitted = torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1)  # (1, T, D)
     return fitted, (side * vision.patch, vision.image_size)
@@ -229,7 +229,8 @@ def _has(tensors: Mapping[str, Tensor], part: str) -> bool:
 
 def _listed(names: Sequence[str], comma: str = ", ") -> str:
     more = f"{comma}and {len(names) - LISTED} more ({len(names)} in all)" if len(names) > LISTED else ""
-    return comma.join(names[:LISTED]) + more
+    # Names come from the file: one with line breaks or terminal codes is shown quoted.
+    return comma.join(name if name.isprintable() else repr(name) for name in names[:LISTED]) + more
 
 
 __all__ = ["LoadReport", "huggingface_config", "load_retrieval", "to_huggingface"]

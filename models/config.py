@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,10 @@ def from_dict(values: object, where: str) -> BlipConfig:
     ):
         if width % part:
             raise UserError(f"{where}: {name} does not divide ({width} / {part}).")
+    if config.protocol.interpolation not in ("bicubic", "bilinear"):
+        raise UserError(f"{where}: protocol.interpolation is {config.protocol.interpolation!r}, expected bicubic or bilinear.")
+    if config.protocol.max_length < 2:
+        raise UserError(f"{where}: protocol.max_length is {config.protocol.max_length}, but [CLS] and [SEP] take 2.")
     if config.protocol.max_length > text.positions:
         raise UserError(
             f"{where}: protocol.max_length is {config.protocol.max_length}, but text.positions is only {text.positions}."
@@ -156,7 +161,8 @@ def _whole(value: object, where: str) -> int:
 
 
 def _number(value: object, where: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+    # The upper bound keeps out Infinity, which JSON readers accept, and whole numbers that no float holds.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
         raise UserError(f"{where} must be a number above 0, found {value!r}.")
     return float(value)
 

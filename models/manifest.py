@@ -62,9 +62,8 @@ def write(folder: Path, kind: str, content: dict[str, Any], files: dict[str, dic
         "python": platform.python_version(),
         "versions": versions(),
     }
-    text = json.dumps(
-        {"format": FORMAT, "kind": kind, "made_by": made_by, **content, "files": files}, indent=1, ensure_ascii=False
-    )
+    # Escaped to ASCII: a caption or a file name may hold half a surrogate pair, which UTF-8 cannot write.
+    text = json.dumps({"format": FORMAT, "kind": kind, "made_by": made_by, **content, "files": files}, indent=1)
     write_text(folder / NAME, text + "\n")
     return Manifest(folder, kind, content, files, made_by)
 
@@ -85,20 +84,20 @@ def read(folder: Path, kind: str, verify: bool = False) -> Manifest:
         found = json.loads(path.read_text("utf-8"))
         head = (found.pop("format"), found.pop("kind"))
         made_by, files = found.pop("made_by"), found.pop("files")
-        sizes = {str(name): int(record["bytes"]) for name, record in files.items()}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        records = {name: (int(record["bytes"]), str(record["sha256"])) for name, record in files.items()}
+    except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {mend}") from error
     if head[1] != kind:
         raise UserError(f"{folder} is a {head[1]!r} folder, expected {kind!r}. {mend}")
     if head[0] != FORMAT:
         raise UserError(f"{path} has format {head[0]!r}, this release reads {FORMAT}. {mend}")
-    for name, size in sizes.items():
+    for name, (size, sha256) in records.items():
         file = folder / name
         if not file.is_file():
             raise UserError(f"{file} is missing, {path} lists it. {mend}")
         if file.stat().st_size != size:
             raise UserError(f"{file} has {file.stat().st_size:,} bytes, its manifest says {size:,}. {mend}")
-        if verify and file_record(file)["sha256"] != files[name]["sha256"]:
+        if verify and file_record(file)["sha256"] != sha256:
             raise UserError(f"{file} is not what its manifest describes: the sha256 differs. {mend}")
     return Manifest(folder, kind, found, files, made_by)
 
@@ -111,7 +110,7 @@ def new_folder(out: Path, kind: str, resumable: bool = False) -> Iterator[Path]:
     one is kept then, and found again by the next call. An older `out` stays as it was until the new one is complete.
     Raises Misuse when `out` holds something that is not ours, UserError when another run is writing it.
     """
-    out = out.absolute()
+    out = Path(os.path.realpath(out))  # renames would take a link for what it points to
     if out.exists() and not out.is_dir():
         raise Misuse(f"{out} is a file; --out takes a folder.")
     if out.is_dir() and any(out.iterdir()) and _kind_of(out) != kind:
@@ -146,6 +145,9 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(busy) from None
+        # Its owner may have finished, and renamed it, between the two lines above.
+        if not folder.is_dir() or not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise UserError(busy)
         yield
     finally:
         os.close(handle)
@@ -198,7 +200,7 @@ def _kind_of(folder: Path) -> str | None:
 def empty(folder: Path) -> None:
     """Remove what `folder` holds, not the folder."""
     for path in folder.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -104,7 +104,9 @@ def spec_from_dict(name: str, values: dict[str, Any]) -> GraphSpec:
     """Read `spec_to_dict`'s form back. Raises UserError when it is not that form."""
 
     def tensors(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in values[key])
+        return tuple(
+            TensorSpec(str(t["name"]), np.dtype(t["dtype"]).name, tuple(_dim(d) for d in t["shape"])) for t in values[key]
+        )
 
     try:
         return GraphSpec(name, tensors("inputs"), tensors("outputs"))
@@ -112,3 +114,9 @@ def spec_from_dict(name: str, values: dict[str, Any]) -> GraphSpec:
         raise UserError(
             f"The manifest describes the graph {name!r} wrongly: {error}. Write the graphs again with blip-export."
         ) from error
+
+
+def _dim(value: object) -> Dim:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"{value!r} is not the size of an axis")
+    return value

@@ -13,7 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("models", "preprocess", "export", "runtime", "postprocess", "bench", "training", "demo")
-COMMANDS = {"pre": "preprocess", "export": "export", "run": "runtime", "post": "postprocess", "bench": "bench", "train": "training"}
+COMMANDS = {
+    "pre": "preprocess",
+    "export": "export",
+    "run": "runtime",
+    "post": "postprocess",
+    "bench": "bench",
+    "train": "training",
+}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -35,7 +42,9 @@ def test_command_and_module_are_the_same(command: str, folder: str, tmp_path: Pa
 
 
 def test_every_dependency_is_pinned() -> None:
-    pinned = {re.split(r"[=;]", line)[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"}
+    pinned = {
+        re.split(r"[=;]", line)[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"
+    }
     for requirement in importlib.metadata.requires("blip-offline") or []:
         name = re.split(r"[^A-Za-z0-9-]", requirement)[0]
         assert name in pinned or name == "blip-offline", f"{name} has no pin in constraints.txt"
