@@ -40,7 +40,7 @@ class Plan:
 def write_graphs(plan: Plan, say: Callable[[str], None]) -> list[Parity]:
     """Write `plan.out`; returns the measured differences. Raises UserError and leaves nothing when one is too large."""
     specs = wanted_specs(plan)
-    tokenizer = CaptionTokenizer.load(plan.tokenizer)
+    tokenizer = CaptionTokenizer.load(plan.tokenizer, plan.config.protocol)
     if tokenizer.size != plan.config.text.vocab:
         raise UserError(
             f"{tokenizer.file} gives {tokenizer.size} ids with [DEC] and [ENC], but {plan.model} has a vocabulary of "

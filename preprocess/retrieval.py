@@ -22,7 +22,7 @@ from models.config import BlipConfig, from_dict
 from models.errors import UserError
 from preprocess.annotations import Annotations, read_annotations
 from preprocess.dataset import PACKED, Writer
-from preprocess.images import INTERPOLATIONS, normalise, obstacle, open_rgb, to_pixels
+from preprocess.images import normalise, obstacle, open_rgb, to_pixels
 from preprocess.text import CaptionTokenizer, pre_caption
 from preprocess.workers import in_order
 
@@ -193,8 +193,6 @@ def _write_captions(
 def _with_interpolation(config: BlipConfig, wanted: str | None) -> BlipConfig:
     """The configuration with the interpolation that was asked for; a deviation from the model's is said on screen."""
     usual = config.protocol.interpolation
-    if usual not in INTERPOLATIONS:
-        raise UserError(f"The model's protocol resizes with {usual!r}; this release knows {', '.join(INTERPOLATIONS)}.")
     if wanted is None or wanted == usual:
         return config
     click.echo(f"Warning: {wanted} deviates from the model's protocol, {usual}; the figures will differ.", err=True)

@@ -85,9 +85,9 @@ class CaptionTokenizer:
 
     def encode(self, captions: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and mask, both (M, max_length) int64: [CLS] first, then the text, [SEP] last even when the text was
-        cut, then padding, where the mask is 0. Raises ValueError when max_length leaves no room for a token."""
-        if max_length < 3:
-            raise ValueError(f"max_length is {max_length}; [CLS], one token and [SEP] need 3")
+        cut, then padding, where the mask is 0. Raises ValueError when max_length is below 2."""
+        if max_length < 2:
+            raise ValueError(f"max_length is {max_length}; [CLS] and [SEP] need 2")
         self._tokenizer.enable_truncation(max_length)
         self._tokenizer.enable_padding(length=max_length, pad_id=self.pad_id, pad_token=self.pad_token)
         encodings = self._tokenizer.encode_batch(captions)

@@ -32,10 +32,10 @@ def in_order(work: Callable[[T], R], items: Sequence[T], workers: int) -> Genera
     # spawn: a forked child would inherit locks that other threads (tokenizers, BLAS) may hold.
     context = multiprocessing.get_context("spawn")
     waiting: deque[Future[R]] = deque()
-    with ProcessPoolExecutor(workers, context, _leave_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append(_submit(pool, work, item))
                 if len(waiting) >= AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -54,9 +54,17 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _leave_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, which cancels the work, and end when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _submit(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:
+    # submit() may start a process, which inherits the mask: Ctrl-C reaches the parent alone, and it cancels the work.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(work, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the parent was killed and can tell nobody."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
