@@ -41,7 +41,7 @@ export: $(OUT)/graphs/manifest.json  ## CHECKPOINT of MODEL, with TOKENIZER -> O
 data: $(OUT)/data/manifest.json  ## IMAGES and ANNOTATIONS -> OUT/data
 run: $(OUT)/outputs/manifest.json  ## graphs x data -> OUT/outputs, in batches of BATCHSIZE
 report: $(OUT)/report/manifest.json  ## outputs -> OUT/report: recall, report.json, report.html
-	@cat "$(OUT)/report/report.txt"
+	@cat "$(OUT)/report/report.txt"; echo "$(OUT)/report/report.html"
 bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
 train: $(READY)  ## train the demo's weights again, into OUT/training (takes long)

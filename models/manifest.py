@@ -58,7 +58,7 @@ def write(folder: Path, kind: str, content: dict[str, Any], files: dict[str, dic
         )
         files = {name: file_record(folder / name) for name in names}
     made_by = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "versions": versions(),
     }
@@ -182,6 +182,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return installed
+
+
+def _program() -> list[str]:
+    """How this process was called: `blip-pre`, or `python -m preprocess`."""
+    called = Path(sys.argv[0])
+    return ["python", "-m", called.parent.name] if called.name == "__main__.py" else [called.name]
 
 
 def _digest(kind: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:

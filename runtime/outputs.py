@@ -54,5 +54,5 @@ def read_retrieval(folder: Path, verify: bool = False) -> RetrievalOutputs:
 
 def scores(outputs: RetrievalOutputs) -> np.ndarray:
     """(P,) float32: the ITM logit of "match" plus the similarity, as salesforce/BLIP train_retrieval.py adds them."""
-    total: np.ndarray = np.asarray(outputs.itm_logits)[:, 1] + np.asarray(outputs.pair_sim)
+    total: np.ndarray = outputs.itm_logits[:][:, 1] + outputs.pair_sim[:]
     return total

@@ -62,7 +62,7 @@ def test_prints_the_table_the_metrics_and_the_path(run: Run, tmp_path: Path) -> 
     assert table[8].split()[:2] == ["Chance", f"{100 / 14:.2f}"]
     matrices = score_matrices(read_retrieval(run.outputs))
     assert values == dense_recall(*matrices, run.image_of_text)
-    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "report.html", "report.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "report.html", "report.json", "report.txt"]
     found = manifest.read(out, "report", verify=True)
     assert found.content["metrics"]["reranked"] == values
     assert found.content["outputs"]["digest"] == manifest.read(run.outputs, "outputs").digest
