@@ -38,7 +38,7 @@ def trimmed(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def prefetched(items: Iterable[Item], read: Callable[[Item], Value], ahead: int = 2) -> Iterator[tuple[Item, Value]]:
     """Yield `(item, read(item))` in order; `read` runs up to `ahead` items early in a thread of its own.
 
-    An exception in `read` is raised here, at its item. Closing the generator stops the thread.
+    An exception in `read`, or in `items`, is raised here, at its item. Closing the generator stops the thread.
     """
     ready: queue.Queue[tuple[Item, Value] | BaseException | None] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()
@@ -52,15 +52,15 @@ def prefetched(items: Iterable[Item], read: Callable[[Item], Value], ahead: int 
                 continue
 
     def work() -> None:
-        for item in items:
-            if stopped.is_set():
-                return
-            try:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
                 put((item, read(item)))
-            except BaseException as error:  # handed over, whatever it is
-                put(error)
-                return
-        put(None)
+        except BaseException as error:  # handed over, whatever it is
+            put(error)
+        else:
+            put(None)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()

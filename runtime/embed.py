@@ -33,19 +33,27 @@ def image_work(data: RetrievalData, sessions: list[Session], batchsize: int, wri
 
 def text_work(data: RetrievalData, session: Session, batchsize: int, writer: Writer) -> ShardWork:
     """What one shard of captions does: batches of like length, written back in the order of the data."""
-    size = session.batch or batchsize
 
     def work(start: int, stop: int, bar: tqdm[Any]) -> None:
-        ids, mask = np.asarray(data.ids[start:stop]), np.asarray(data.mask[start:stop])
-        found = np.empty((stop - start, *writer.shape[1:]), writer.dtype)
-        for chosen in by_length(mask.sum(axis=1), size):
-            short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
-            found[chosen] = session.run(text_ids=short_ids, text_atten_mask=short_mask)["text_embed"]
-            bar.update(len(chosen))
+        found = embed_captions(session, data.ids[start:stop], data.mask[start:stop], batchsize, bar)
         refuse_nan("text_embed", found)
         writer.write(start, found)
 
     return work
+
+
+def embed_captions(
+    session: Session, ids: np.ndarray, mask: np.ndarray, batchsize: int, bar: tqdm[Any] | None = None
+) -> np.ndarray:
+    """ids and mask (C, L) to text_embed (C, E), in batches of like length."""
+    (spec,) = session.spec.outputs
+    found = np.empty((len(ids), *map(int, spec.sample_shape)), spec.dtype)
+    for chosen in by_length(mask.sum(axis=1), session.batch or batchsize):
+        short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
+        found[chosen] = session.run(text_ids=short_ids, text_atten_mask=short_mask)[spec.name]
+        if bar is not None:
+            bar.update(len(chosen))
+    return found
 
 
 def refuse_nan(name: str, rows: np.ndarray) -> None:

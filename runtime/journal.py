@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from models import manifest
 from models.errors import UserError
 from preprocess.dataset import Writer
 
@@ -30,20 +31,24 @@ class Journal:
         self._seconds: dict[tuple[str, int], float] = {}
         self._items: dict[tuple[str, int], int] = {}
         lines = _complete_lines(self._path)
-        if lines:
-            found = lines[0].get("identity", {})
-            if differing := sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)):
-                key = differing[0]
+        found = lines[0].get("identity", {}) if lines else identity
+        if differing := sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)):
+            key = differing[0]
+            if len(lines) > 1:
                 raise UserError(
                     f"{folder} holds a half-finished run with another {key} ({found.get(key)}, now {identity.get(key)}). "
                     "Finish it with its own options, choose another --out, or start anew with --restart."
                 )
+            manifest.empty(folder)  # that run ended before its first shard did: nothing is lost
         for line in lines[1:]:
             key = (str(line["stage"]), int(line["shard"]))
             self._seconds[key], self._items[key] = float(line["seconds"]), int(line["items"])
         self._resumed = dict(self._items)
-        # Written again as a whole: a line that was cut short must not stay before the next one.
-        self._write("w", [{"identity": identity}, *lines[1:]])
+        # Written again as a whole, beside and then renamed: a line that was cut short must not stay before the next one,
+        # and a full disk must not cost the lines that are there.
+        beside = folder / f".{NAME}.part"
+        _append(beside, [{"identity": identity}, *lines[1:]], "w")
+        beside.replace(self._path)
 
     def has(self, stage: str, shard: int) -> bool:
         return (stage, shard) in self._seconds
@@ -51,7 +56,7 @@ class Journal:
     def note(self, stage: str, shard: int, items: int, seconds: float) -> None:
         """Shard `shard` of `stage` is on the disk."""
         self._seconds[stage, shard], self._items[stage, shard] = seconds, items
-        self._write("a", [{"stage": stage, "shard": shard, "items": items, "seconds": round(seconds, 4)}])
+        _append(self._path, [{"stage": stage, "shard": shard, "items": items, "seconds": round(seconds, 4)}])
 
     def timings(self) -> list[dict[str, Any]]:
         """Per stage: items, seconds of all sittings together, items that earlier sittings had done."""
@@ -95,17 +100,18 @@ class Journal:
                     writer.flush()
                 self.note(stage, number, stop - start, time.perf_counter() - began)
 
-    def _write(self, mode: str, lines: Iterable[dict[str, Any]]) -> None:
-        with self._path.open(mode, encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-
 
 def even_shards(total: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of shards of `size` items, the last one shorter."""
     for start in range(0, total, size):
         yield start, min(start + size, total)
+
+
+def _append(path: Path, lines: Iterable[dict[str, Any]], mode: str = "a") -> None:
+    with path.open(mode, encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from preprocess.dataset import PACKED, RetrievalData, Tensor, Writer, open_tenso
 from runtime.embed import image_work, text_work
 from runtime.graphs import Graphs, read_graphs
 from runtime.journal import Journal, even_shards
+from runtime.onnx_session import available_provider
 from runtime.outputs import I2T, T2I
 from runtime.plan import Plan, plan_pairs
 from runtime.rerank import pair_shards, pair_work
@@ -52,9 +54,10 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
     """
     graphs, data = read_graphs(options.graphs, options.verify), read_retrieval(options.data, options.verify)
     refuse_mixed(graphs, data)
+    available_provider(options.provider)  # before a folder is begun
     k = options.k_test or graphs.config.protocol.k_test
     identity = _identity(options, graphs, data, k)
-    if (done := _complete(options.out, identity)) and not options.restart:
+    if not options.restart and (done := _complete(options.out, identity)):
         say(f"{options.out} already holds this run; nothing to do (--restart runs it again).")
         return done
     if k > max(len(data.images), len(data.captions)):
@@ -86,20 +89,20 @@ class _Run:
         data, options = self.data, self.options
         pictures, captions = len(data.images), len(data.captions)
         specs = {t.name: t for t in self.graphs.symbolic["image"].outputs}
-        writers = {
-            name: self._writer(name, options.feat_dtype if name == "image_feat" else spec.dtype, (pictures, *spec.sample_shape))
-            for name, spec in specs.items()
-        }
-        sessions = self._sessions(("image",), ("image_embed", "image_feat"))
-        work = image_work(data, sessions, options.batchsize, writers)
-        self.journal.run_shards("pictures", even_shards(pictures, PICTURES_PER_SHARD), work, writers.values())
+        with ExitStack() as opened:
+            writers = {
+                name: opened.enter_context(closing(self._writer(name, dtype, (pictures, *spec.sample_shape))))
+                for name, spec in specs.items()
+                for dtype in [options.feat_dtype if name == "image_feat" else spec.dtype]
+            }
+            sessions = self._sessions(("image",), ("image_embed", "image_feat"))
+            work = image_work(data, sessions, options.batchsize, writers)
+            self.journal.run_shards("pictures", even_shards(pictures, PICTURES_PER_SHARD), work, writers.values())
         (text_out,) = self.graphs.symbolic["text_embed"].outputs
-        writer = self._writer(text_out.name, text_out.dtype, (captions, *text_out.sample_shape))
-        (session,) = self._sessions(("text_embed",))
-        work = text_work(data, session, options.batchsize, writer)
-        self.journal.run_shards("captions", even_shards(captions, CAPTIONS_PER_SHARD), work, [writer])
-        for each in (*writers.values(), writer):
-            each.close()
+        with closing(self._writer(text_out.name, text_out.dtype, (captions, *text_out.sample_shape))) as writer:
+            (session,) = self._sessions(("text_embed",))
+            work = text_work(data, session, options.batchsize, writer)
+            self.journal.run_shards("captions", even_shards(captions, CAPTIONS_PER_SHARD), work, [writer])
 
     def plan(self) -> Plan:
         """The pairs, computed once and kept: a resumed run scores the same ones."""
@@ -116,10 +119,9 @@ class _Run:
             for name, field in names.items():
                 values = getattr(made[0], field)
                 (self.folder / f"{name}.npy").unlink(missing_ok=True)
-                writer = self._writer(name, values.dtype.name, values.shape)
-                writer.write(0, values)
-                writer.flush()
-                writer.close()
+                with closing(self._writer(name, values.dtype.name, values.shape)) as writer:
+                    writer.write(0, values)
+                    writer.flush()
             bar.update(stop - start)
 
         self.journal.run_shards("plan", [(0, len(self.data.images) + len(self.data.captions))], work, [])
@@ -129,10 +131,9 @@ class _Run:
         """itm_logits of every planned pair."""
         sessions = self._sessions(("image_kv", "itm_cached"), ("itm",))
         (logits,) = self.graphs.symbolic["itm"].outputs
-        writer = self._writer(logits.name, logits.dtype, (len(plan.image), *logits.sample_shape))
-        work = pair_work(self.data, self._open("image_feat"), plan, sessions, self.options.itm_batchsize, writer)
-        self.journal.run_shards("pairs", pair_shards(plan, PAIRS_PER_SHARD), work, [writer])
-        writer.close()
+        with closing(self._writer(logits.name, logits.dtype, (len(plan.image), *logits.sample_shape))) as writer:
+            work = pair_work(self.data, self._open("image_feat"), plan, sessions, self.options.itm_batchsize, writer)
+            self.journal.run_shards("pairs", pair_shards(plan, PAIRS_PER_SHARD), work, [writer])
 
     def _sessions(self, *choices: tuple[str, ...]) -> list[Any]:
         names = self.graphs.first_of(*choices)

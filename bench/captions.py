@@ -1,0 +1,67 @@
+"""The captions that two implementations are compared on: real ones, or invented lengths when none are given.
+
+How long captions are decides what keeping short ones short is worth, so real ones should be used. C captions, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from preprocess.annotations import read_annotations
+from preprocess.text import CaptionTokenizer, pre_caption
+from runtime.graphs import Graphs
+
+# Tokens with [CLS] and [SEP], about as in COCO, for want of captions.
+MEAN, SPREAD, SHORTEST = 12.0, 2.5, 8
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions as the graphs take them, padded to the full length as the original pads them."""
+
+    source: str  # what they are, for the reader of the numbers
+    ids: np.ndarray  # (C, L) int64, [CLS] first
+    mask: np.ndarray  # (C, L) int64
+    encode_id: int
+
+    @property
+    def itm_ids(self) -> np.ndarray:
+        """(C, L) int64 with [ENC] first, as salesforce/BLIP train_retrieval.py sets it for matching."""
+        ids = self.ids.copy()
+        ids[:, 0] = self.encode_id
+        return ids
+
+    def first(self, count: int) -> Captions:
+        """The first `count`: a random sample, since the captions are in random order."""
+        return Captions(self.source, self.ids[:count], self.mask[:count], self.encode_id)
+
+    def describe(self) -> str:
+        lengths = self.mask.sum(axis=1)
+        return f"{len(lengths)} {self.source}, {lengths.mean():.1f} tokens on average, {lengths.max()} at most"
+
+
+def choose_captions(graphs: Graphs, annotations: Path | None, count: int, seed: int = 0) -> Captions:
+    """`count` captions drawn at random from an annotation file; all of them when it has fewer. Raises UserError, see
+    preprocess.annotations, when it cannot be read."""
+    protocol = graphs.config.protocol
+    tokenizer = CaptionTokenizer.load(graphs.tokenizer, protocol)
+    draw = np.random.default_rng(seed)
+    if annotations is None:
+        return _invented(graphs, tokenizer, count, draw)
+    texts = read_annotations(annotations).captions
+    chosen = draw.permutation(len(texts))[:count]
+    cleaned = [pre_caption(texts[n], protocol.max_words) for n in chosen]
+    ids, mask = tokenizer.encode(cleaned, protocol.max_length)
+    return Captions(f"captions of {annotations.name}", ids, mask, tokenizer.encode_id)
+
+
+def _invented(graphs: Graphs, tokenizer: CaptionTokenizer, count: int, draw: np.random.Generator) -> Captions:
+    longest = graphs.config.protocol.max_length
+    lengths = np.rint(draw.normal(MEAN, SPREAD, (count, 1))).clip(min(SHORTEST, longest), longest)  # (C, 1)
+    mask = (np.arange(longest) < lengths).astype(np.int64)  # (C, L)
+    ids = draw.integers(0, graphs.config.text.vocab, mask.shape, dtype=np.int64)
+    ids[mask == 0] = tokenizer.pad_id
+    return Captions("random captions of invented length (give real ones with --captions)", ids, mask, tokenizer.encode_id)

@@ -1,0 +1,221 @@
+"""Our graphs and Hugging Face transformers on the same work, the same weights, the same threads, taking turns.
+
+Three works: pictures embedded, captions embedded, captions scored against one picture. Before a ratio is worth
+anything the results have to agree, so they are compared first. C captions, L tokens, T image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.captions import Captions
+from bench.measure import Timing, Work, interleave
+from models.errors import UserError
+from runtime.batches import by_length, slices, trimmed
+from runtime.graphs import Graphs
+from runtime.rerank import score_picture
+from runtime.session import Session, open_session
+
+if TYPE_CHECKING:
+    from bench.rival import Rival
+
+NEEDED = ("image", "text_embed", "image_kv", "itm_cached", "itm")
+# Largest difference of an embedding or a logit, over the largest value (at least 1). Float rounding gave at most 2e-6 on
+# models of test and demo size; other weights give 0.1 and more.
+AGREEMENT = 1e-3
+WARMUP = 1  # rounds, after the run whose results are compared
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to compare."""
+
+    batchsize: int  # pictures, and captions to embed, at a time
+    itm_batchsize: int  # captions of one picture at a time
+    naive_pairs: int  # how many captions those score that take many times longer; their time per pair does not depend on it
+    rounds: int
+    threads: int
+    provider: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do a work."""
+
+    name: str
+    items: int
+    run: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One work, done in several ways; ours is the first, transformers' the last."""
+
+    work: str
+    items: dict[str, int]  # by way
+    timings: dict[str, Timing]  # by way
+    differences: dict[str, float] = field(default_factory=dict)  # largest absolute difference from ours, by way
+
+    def rate(self, way: str) -> float:
+        """Items per second, in the median round."""
+        return self.items[way] / self.timings[way].median
+
+    def ratio(self, way: str) -> float:
+        """How many times the rate of `way` ours is."""
+        return self.rate(self.ours) / self.rate(way)
+
+    def ratios(self, way: str) -> tuple[float, float]:
+        """The lowest and the highest of the rounds."""
+        scale = self.items[self.ours] / self.items[way]
+        found = [scale * b / a for a, b in zip(self.timings[self.ours].seconds, self.timings[way].seconds, strict=True)]
+        return min(found), max(found)
+
+    @property
+    def ours(self) -> str:
+        return next(iter(self.items))
+
+    def record(self) -> dict[str, Any]:
+        """As a record keeps it."""
+        ways = [
+            {
+                "way": way,
+                "items": self.items[way],
+                "median_s": round(timing.median, 6),
+                "per_s": round(self.rate(way), 4),
+                "seconds": [round(s, 6) for s in timing.seconds],
+                **({} if way == self.ours else self._against(way)),
+            }
+            for way, timing in self.timings.items()
+        ]
+        return {"work": self.work, "ways": ways}
+
+    def _against(self, way: str) -> dict[str, Any]:
+        return {
+            "ours_is_times": round(self.ratio(way), 3),
+            "lowest_and_highest_round": [round(r, 3) for r in self.ratios(way)],
+            "max_abs_difference": self.differences[way],
+        }
+
+
+def load_rival(graphs: Graphs, checkpoint: Path, threads: int) -> Rival:
+    """transformers' model. Raises UserError when transformers is missing, or the checkpoint is not of these graphs' size."""
+    try:
+        from bench.rival import Rival
+    except ImportError as error:
+        raise UserError(
+            f"--compare transformers needs {error.name}, which is not installed here: pip install 'torch' 'transformers>=5.23'."
+        ) from error
+    return Rival(graphs.config, checkpoint, threads)
+
+
+def compare(graphs: Graphs, rival: Rival, captions: Captions, setting: Setting) -> list[Measured]:
+    """The three works, with a progress bar. Raises UserError when a graph is missing, or when the results do not agree."""
+    graphs.first_of(NEEDED)
+    sessions = {name: open_session(graphs, name, setting.provider, setting.threads) for name in NEEDED}
+    images = _random_pictures(graphs, sessions["image"].batch or setting.batchsize)
+    feat = sessions["image"].run(input_image=images[:1])["image_feat"]  # (1, T, D)
+    works = {
+        "pictures": picture_ways(sessions, rival, images),
+        "captions": caption_ways(sessions, rival, captions, setting),
+        "pairs": pair_ways(sessions, rival, captions, feat, setting),
+    }
+    calls = sum(len(ways) for ways in works.values()) * (setting.rounds + WARMUP)
+    with tqdm(total=calls, desc="comparing", disable=None, leave=False) as bar:
+        return [_measure(work, ways, setting, bar) for work, ways in works.items()]
+
+
+def picture_ways(sessions: dict[str, Session], rival: Rival, images: np.ndarray) -> list[Way]:
+    """image_embed (B, E) of one batch of pictures."""
+    image = sessions["image"]
+    return [
+        Way("image graph", len(images), lambda: image.run(input_image=images)["image_embed"]),
+        Way("transformers: vision_model, vision_proj", len(images), lambda: rival.image_embed(images)),
+    ]
+
+
+def caption_ways(sessions: dict[str, Session], rival: Rival, captions: Captions, setting: Setting) -> list[Way]:
+    """text_embed (C, E): ours in batches of like length, as runtime/embed.py; theirs padded, as the original."""
+    session, (count, width) = sessions["text_embed"], captions.ids.shape
+    size = session.batch or setting.batchsize
+    (embed,) = session.spec.outputs
+
+    def by_likeness() -> np.ndarray:
+        found = np.empty((count, int(embed.shape[1])), embed.dtype)
+        for chosen in by_length(captions.mask.sum(axis=1), size):
+            ids, mask = trimmed(captions.ids[chosen], captions.mask[chosen])
+            found[chosen] = session.run(text_ids=ids, text_atten_mask=mask)["text_embed"]
+        return found
+
+    return [
+        Way("text_embed graph, like lengths together", count, by_likeness),
+        Way(
+            f"transformers: text_encoder, text_proj, padded to {width}",
+            count,
+            lambda: rival.text_embed(captions.ids, captions.mask, size),
+        ),
+    ]
+
+
+def pair_ways(sessions: dict[str, Session], rival: Rival, captions: Captions, feat: np.ndarray, setting: Setting) -> list[Way]:
+    """itm_logits (C, 2) of one picture: ours as runtime/rerank.py, keys and values included; pair by pair in the same
+    engine; pair by pair in transformers. The latter two do a part of the captions, in batches of the same size."""
+    cached, itm = [sessions["image_kv"], sessions["itm_cached"]], sessions["itm"]
+    few = captions.first(setting.naive_pairs)
+    ids, mask, few_ids, few_mask = captions.itm_ids, captions.mask, few.itm_ids, few.mask
+    count, width = few_ids.shape
+    size = itm.batch or setting.itm_batchsize
+
+    def per_pair() -> np.ndarray:
+        rows = []
+        for part in slices(0, count, size):
+            repeated = np.repeat(feat, len(few_ids[part]), axis=0)  # (B, T, D)
+            found = itm.run(text_ids=few_ids[part], text_atten_mask=few_mask[part], image_feat=repeated)
+            rows.append(found["itm_logits"])
+        return np.concatenate(rows)
+
+    return [
+        Way(
+            "image_kv + itm_cached graphs, like lengths together",
+            len(ids),
+            lambda: score_picture(cached, feat, ids, mask, setting.itm_batchsize),
+        ),
+        Way(f"itm graph, per pair, padded to {width}", count, per_pair),
+        Way(
+            f"transformers: text_encoder, itm_head, per pair, padded to {width}",
+            count,
+            lambda: rival.itm_logits(feat, few_ids, few_mask, size),
+        ),
+    ]
+
+
+def _measure(work: str, ways: list[Way], setting: Setting, bar: tqdm[Any]) -> Measured:
+    bar.set_postfix_str(work)
+    ours, *others = ways
+    result = ours.run()
+    differences = {way.name: _difference(work, way, result) for way in others}
+    runs: dict[str, Work] = {way.name: way.run for way in ways}
+    timings = interleave(runs, setting.rounds, WARMUP, bar.update)
+    return Measured(work, {way.name: way.items for way in ways}, timings, differences)
+
+
+def _difference(work: str, way: Way, ours: np.ndarray) -> float:
+    """The largest absolute difference. Raises UserError when it is more than rounding."""
+    theirs = way.run()
+    found = float(np.abs(ours[: len(theirs)] - theirs).max())
+    if not found <= AGREEMENT * max(1.0, float(np.abs(theirs).max())):
+        raise UserError(
+            f"The {work} come out differently: {way.name} differs from our graphs by {found:.1e}, so the speeds are not of equal "
+            "work. Give --checkpoint the file that the graphs were exported from."
+        )
+    return found
+
+
+def _random_pictures(graphs: Graphs, count: int) -> np.ndarray:
+    size = graphs.config.vision.image_size
+    return np.random.default_rng(0).standard_normal((count, 3, size, size), np.float32)

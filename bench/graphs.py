@@ -1,0 +1,123 @@
+"""Every graph of a graphs/ folder, timed as the runtime runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.flops import count_flops
+from bench.measure import Timing, time_loops
+from models.errors import Misuse
+from models.spec import LENGTH, GraphSpec
+from runtime.graphs import Graphs, fixed_sizes
+from runtime.session import open_session
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of each graph."""
+
+    batchsize: int
+    length: int  # tokens of a caption
+    loops: int | None  # None: as many as fit into some seconds
+    warmup: int
+    threads: int
+    provider: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One graph, measured."""
+
+    graph: str
+    batch: int
+    length: int | None  # None for a graph without text
+    timing: Timing
+    flops: dict[str, int]  # of one run, by operator
+
+    @property
+    def samples_per_s(self) -> float:
+        """Over all timed loops: pictures or captions per second."""
+        return self.batch / self.timing.mean
+
+    @property
+    def gflops(self) -> float:
+        """1e9 operations per second, in the median loop."""
+        return sum(self.flops.values()) / self.timing.median / 1e9
+
+    def record(self, peak: float) -> dict[str, Any]:
+        """As a record keeps it. `peak`: of the machine, in 1e9 operations per second."""
+        return {
+            "graph": self.graph,
+            "batch": self.batch,
+            "length": self.length,
+            "loops": len(self.timing.seconds),
+            "mean_ms": round(1e3 * self.timing.mean, 4),
+            "median_ms": round(1e3 * self.timing.median, 4),
+            "p99_ms": round(1e3 * self.timing.p99, 4),
+            "samples_per_s": round(self.samples_per_s, 3),
+            "flops": sum(self.flops.values()),
+            "flops_by_operator": self.flops,
+            "gflops_per_s": round(self.gflops, 2),
+            "of_peak": round(self.gflops / peak, 4),
+            "seconds": [round(s, 6) for s in self.timing.seconds],
+        }
+
+
+def chosen_names(graphs: Graphs, only: str | None) -> list[str]:
+    """The graphs that --only lists, with commas between; all of the folder without it. Raises Misuse for another name."""
+    if only is None:
+        return list(graphs.written)
+    names = list(dict.fromkeys(only.split(",")))
+    if unknown := [name for name in names if name not in graphs.written]:
+        raise Misuse(f"{graphs.source.folder} has no graph {unknown[0]!r}; it has {', '.join(graphs.written)}.")
+    return names
+
+
+def time_graphs(graphs: Graphs, names: Sequence[str], load: Load) -> list[Row]:
+    """Each graph on full batches of random pictures and of captions of full length, with a progress bar."""
+    rows = []
+    bar = tqdm(names, "graphs", unit=" graphs", disable=None, leave=False)
+    for name in bar:
+        bar.set_postfix_str(name)
+        rows.append(time_graph(graphs, name, load))
+    return rows
+
+
+def time_graph(graphs: Graphs, name: str, load: Load) -> Row:
+    """One graph. A graph with fixed axes is timed at its own batch and length, not at those of `load`."""
+    batch, length = fixed_sizes(graphs, name)
+    batch, length = batch or load.batchsize, length or load.length
+    bound = graphs.symbolic[name].bind(batch, length)
+    flops = count_flops(graphs.path(name), bound)
+    session = open_session(graphs, name, load.provider, load.threads)
+    feeds = random_inputs(bound, graphs.config.text.vocab)
+    timing = time_loops(lambda: session.run(**feeds), load.loops, load.warmup)
+    takes_text = any(LENGTH in t.shape for t in graphs.symbolic[name].inputs)
+    return Row(name, batch, length if takes_text else None, timing, flops)
+
+
+def random_inputs(bound: GraphSpec, vocab: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs of a graph whose axes are all numbers: no padding, so that every position counted in the operations is used."""
+    draw = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray] = {}
+    for tensor in bound.inputs:
+        shape = tuple(int(d) for d in tensor.shape)
+        if tensor.name == "text_ids":
+            feeds[tensor.name] = draw.integers(0, vocab, shape, dtype=np.int64)
+        elif tensor.name == "text_atten_mask":
+            feeds[tensor.name] = np.ones(shape, np.int64)
+        else:
+            feeds[tensor.name] = draw.standard_normal(shape, np.float32).astype(tensor.dtype)
+    return feeds
+
+
+def own_forms(rows: Sequence[Row], load: Load) -> list[str]:
+    """What to say about graphs that were exported for another batch or length than was asked for: a line, or none."""
+    other = [row for row in rows if row.batch != load.batchsize or row.length not in (None, load.length)]
+    said = [f"{row.graph} (batch {row.batch}{f', length {row.length}' if row.length else ''})" for row in other]
+    return [f"Timed in the one form that they were exported in: {', '.join(said)}."] if said else []

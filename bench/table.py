@@ -1,0 +1,79 @@
+"""What was measured, as lines for the screen: at most 120 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.compare import Measured
+from bench.graphs import Row
+from bench.peak import Peak
+
+BUSY = 1.0  # load average before the bench begins
+
+
+def graph_lines(rows: Sequence[Row], peak: Peak) -> list[str]:
+    """A line per graph. GF/s and the share of the peak are of the median loop, samples/s of all of them."""
+    lines = [
+        f"{'graph':<12} {'batch':>5} {'length':>6} {'loops':>5} {'mean ms':>10} {'median ms':>10} {'p99 ms':>10} "
+        f"{'samples/s':>10} {'GFLOP':>10} {'GF/s':>8} {'of peak':>8}"
+    ]
+    for row in rows:
+        timing, flops = row.timing, sum(row.flops.values())
+        lines.append(
+            f"{row.graph:<12} {row.batch:>5} {row.length or '-':>6} {len(timing.seconds):>5} {1e3 * timing.mean:>10.2f} "
+            f"{1e3 * timing.median:>10.2f} {1e3 * timing.p99:>10.2f} {row.samples_per_s:>10.2f} {flops / 1e9:>10.3f} "
+            f"{row.gflops:>8.1f} {row.gflops / peak.best:>8.1%}"
+        )
+    return lines
+
+
+def peak_lines(peak: Peak) -> list[str]:
+    """The roof that the shares are of, and the product that reached it."""
+    return [
+        f"Peak: {peak.engine} multiplies float32 matrices at {peak.best:.1f} GF/s here ({peak.best_product}).",
+        f"      Measured, rows x inner x columns: {', '.join(f'{p} {gflops:.1f}' for p, gflops in peak.gflops.items())}.",
+    ]
+
+
+def compare_lines(measured: Sequence[Measured]) -> list[str]:
+    """A line per way. "ours is" says how many times faster the first way of the work is, with the range of the rounds."""
+    lines = [f"{'work':<8} {'way':<60} {'items':>5} {'median s':>8} {'per s':>8}  {'ours is':<22} {'differs':>7}"]
+    for work in measured:
+        for way, timing in work.timings.items():
+            head, against = (work.work, "") if way == work.ours else ("", _against(work, way))
+            lines.append(
+                f"{head:<8} {way:<60} {work.items[way]:>5} {timing.median:>8.3f} {work.rate(way):>8.2f}  {against}".rstrip()
+            )
+    return lines
+
+
+def quote_line(measured: Sequence[Measured]) -> str:
+    """The ratios to transformers, which is the last way of each work, in one sentence."""
+    said = [f"{work.work} {work.ratio(list(work.timings)[-1]):.2f}" for work in measured]
+    return f"Times the speed of transformers: {', '.join(said)}."
+
+
+def library_lines(ours: Peak, theirs: Peak) -> list[str]:
+    """Which part of a ratio is not our doing, but the matrix library of the other engine on this processor."""
+    ratio = ours.best / theirs.best
+    return [
+        f"Of these ratios a factor of {ratio:.2f} is the matrix library alone: {theirs.engine} multiplies float32 matrices",
+        f"at {theirs.best:.1f} GF/s here ({theirs.best_product}), {ours.engine} at {ours.best:.1f} ({ours.best_product}).",
+    ]
+
+
+def load_line(before: float, after: float, threads: int, processors: int) -> str:
+    """Whether the machine was quiet. The load after counts this bench too."""
+    said = f"Load average {before:.2f} before, {after:.2f} after; {threads_of(threads)} on {processors} processors."
+    return said if before < BUSY else f"{said} Others were running: measure again before quoting this."
+
+
+def threads_of(count: int) -> str:
+    """In words."""
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def _against(work: Measured, way: str) -> str:
+    low, high = work.ratios(way)
+    ratio = f"{work.ratio(way):.2f}x ({low:.2f} to {high:.2f})"
+    return f"{ratio:<22} {work.differences[way]:>7.0e}"
