@@ -17,7 +17,8 @@ from tqdm import tqdm
 from bench.captions import Captions
 from bench.measure import Timing, Work, interleave
 from models.errors import UserError
-from runtime.batches import by_length, slices, trimmed
+from runtime.batches import slices
+from runtime.embed import embed_captions
 from runtime.graphs import Graphs
 from runtime.rerank import score_picture
 from runtime.session import Session, open_session
@@ -143,17 +144,8 @@ def caption_ways(sessions: dict[str, Session], rival: Rival, captions: Captions,
     """text_embed (C, E): ours in batches of like length, as runtime/embed.py; theirs padded, as the original."""
     session, (count, width) = sessions["text_embed"], captions.ids.shape
     size = session.batch or setting.batchsize
-    (embed,) = session.spec.outputs
-
-    def by_likeness() -> np.ndarray:
-        found = np.empty((count, int(embed.shape[1])), embed.dtype)
-        for chosen in by_length(captions.mask.sum(axis=1), size):
-            ids, mask = trimmed(captions.ids[chosen], captions.mask[chosen])
-            found[chosen] = session.run(text_ids=ids, text_atten_mask=mask)["text_embed"]
-        return found
-
     return [
-        Way("text_embed graph, like lengths together", count, by_likeness),
+        Way("text_embed graph, like lengths together", count, lambda: embed_captions(session, captions.ids, captions.mask, size)),
         Way(
             f"transformers: text_encoder, text_proj, padded to {width}",
             count,
