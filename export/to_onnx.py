@@ -50,7 +50,8 @@ def write_onnx(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], pa
         model = simplified(model)
     _name_axes(model, spec)
     check(model, spec, opset)
-    large = model.ByteSize() > PROTOBUF_LIMIT
+    # Tensor by tensor: protobuf refuses to measure a whole that is over its limit.
+    large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > PROTOBUF_LIMIT
     onnx.save_model(
         model,
         str(path),

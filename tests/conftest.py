@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from models.blip import BlipRetrieval
 from models.config import BlipConfig
+from tests import chain
 from tests.tiny import TINY, random_model
 
 # The products of tiny models are done before a second thread wakes up; on a busy machine waiting for it costs 50 times more.
@@ -24,6 +26,24 @@ def tiny_config() -> BlipConfig:
 def tiny_model() -> BlipRetrieval:
     """Random weights; a new model for each test, so a test may change it."""
     return random_model()
+
+
+@pytest.fixture(scope="session")
+def ort_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every graph of TINY (seed 0), dynamic. Read only."""
+    return chain.export_graphs(tmp_path_factory.mktemp("ort"))
+
+
+@pytest.fixture(scope="session")
+def atc_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every graph of TINY (seed 0), for batches of chain.STATIC and the longest captions. Read only."""
+    return chain.export_graphs(tmp_path_factory.mktemp("atc"), "--target", "atc", "--batchsize", chain.STATIC)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
+    """Pictures and captions (chain.OWN) prepared for the graphs of TINY. Read only."""
+    return chain.prepare(tmp_path_factory.mktemp("pictures"), atc_graphs)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
