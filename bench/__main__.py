@@ -13,6 +13,7 @@ from bench.record import record_folder, write_record
 from bench.run import Against, bench
 from models.errors import Command, Misuse
 from runtime.graphs import Graphs, read_graphs
+from runtime.onnx_session import available_provider
 from runtime.session import PROVIDERS
 
 RECORDS = machine.ROOT / "bench" / "records"
@@ -73,6 +74,7 @@ def main(
     load = Load(batchsize, _fitting(found, length), loops, warmup, threads or machine.processors(), provider)
     names = chosen_names(found, only)
     wanted = None if no_record else record or (RECORDS if machine.in_checkout() else None)
+    available_provider(provider)  # before a folder is made
     folder = record_folder(wanted) if wanted else None
     content = bench(found, names, load, against, click.echo)
     if folder:

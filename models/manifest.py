@@ -113,6 +113,8 @@ def new_folder(out: Path, kind: str, resumable: bool = False) -> Iterator[Path]:
     out = Path(os.path.realpath(out))  # renames would take a link for what it points to
     if out.exists() and not out.is_dir():
         raise Misuse(f"{out} is a file; --out takes a folder.")
+    if out.is_symlink():  # realpath leaves a link only when following it never ends
+        raise Misuse(f"{out} is a link that leads back to itself; choose another --out, or remove it.")
     if out.is_dir() and any(out.iterdir()) and _kind_of(out) != kind:
         raise Misuse(f"{out} is not empty and is not a {kind} folder; choose another --out, or empty it yourself.")
     out.parent.mkdir(parents=True, exist_ok=True)

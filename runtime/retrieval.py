@@ -28,6 +28,10 @@ from runtime.session import open_session
 PICTURES_PER_SHARD = 64
 CAPTIONS_PER_SHARD = 2048
 PAIRS_PER_SHARD = 4096
+# Graphs of each stage: the preferred ones, then what does the same with more work.
+PICTURE_GRAPHS = (("image",), ("image_embed", "image_feat"))
+CAPTION_GRAPHS = (("text_embed",),)
+PAIR_GRAPHS = (("image_kv", "itm_cached"), ("itm",))
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
     graphs, data = read_graphs(options.graphs, options.verify), read_retrieval(options.data, options.verify)
     refuse_mixed(graphs, data)
     available_provider(options.provider)  # before a folder is begun
+    for choices in (PICTURE_GRAPHS, CAPTION_GRAPHS, PAIR_GRAPHS):
+        graphs.first_of(*choices)  # and before hours of work that a missing graph would end
     k = options.k_test or graphs.config.protocol.k_test
     identity = _identity(options, graphs, data, k)
     if not options.restart and (done := _complete(options.out, identity)):
@@ -95,12 +101,12 @@ class _Run:
                 for name, spec in specs.items()
                 for dtype in [options.feat_dtype if name == "image_feat" else spec.dtype]
             }
-            sessions = self._sessions(("image",), ("image_embed", "image_feat"))
+            sessions = self._sessions(*PICTURE_GRAPHS)
             work = image_work(data, sessions, options.batchsize, writers)
             self.journal.run_shards("pictures", even_shards(pictures, PICTURES_PER_SHARD), work, writers.values())
         (text_out,) = self.graphs.symbolic["text_embed"].outputs
         with closing(self._writer(text_out.name, text_out.dtype, (captions, *text_out.sample_shape))) as writer:
-            (session,) = self._sessions(("text_embed",))
+            (session,) = self._sessions(*CAPTION_GRAPHS)
             work = text_work(data, session, options.batchsize, writer)
             self.journal.run_shards("captions", even_shards(captions, CAPTIONS_PER_SHARD), work, [writer])
 
@@ -129,7 +135,7 @@ class _Run:
 
     def rerank(self, plan: Plan) -> None:
         """itm_logits of every planned pair."""
-        sessions = self._sessions(("image_kv", "itm_cached"), ("itm",))
+        sessions = self._sessions(*PAIR_GRAPHS)
         (logits,) = self.graphs.symbolic["itm"].outputs
         with closing(self._writer(logits.name, logits.dtype, (len(plan.image), *logits.sample_shape))) as writer:
             work = pair_work(self.data, self._open("image_feat"), plan, sessions, self.options.itm_batchsize, writer)
