@@ -85,8 +85,8 @@ PRESETS: dict[str, BlipConfig] = {
     "blip-retrieval-large-flickr": BlipConfig(VIT_L, MED, protocol=FLICKR),
     # Trained from nothing on the drawn pictures of demo/shapes.py; its vocabulary is demo/tokenizer/vocab.txt.
     "blip-demo": BlipConfig(
-        VisionConfig(image_size=64, patch=8, width=128, depth=4, heads=4, mlp=512),
-        TextConfig(vocab=96, width=128, depth=3, heads=4, ffn=512, positions=40),
+        VisionConfig(image_size=48, patch=8, width=128, depth=4, heads=4, mlp=512),
+        TextConfig(vocab=85, width=128, depth=3, heads=4, ffn=512, positions=40),
         embed=64,
         protocol=Protocol(k_test=32),
     ),

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors import safe_open
 
+import demo.train
 from demo import shapes
 from models import config
 from models.blip import BlipPretrain
@@ -303,3 +305,37 @@ def test_a_vocabulary_of_another_size_is_refused(pictures: Path, tmp_path: Path)
         data.open_tokenizer(tmp_path, SMALL)
     with pytest.raises(Misuse):
         next(data.batches(10, 20, 5, np.random.default_rng(0)))
+
+
+def test_training_leaves_the_precision_as_it_was(train: Train) -> None:
+    before = torch.get_float32_matmul_precision()
+    train(fresh(), dataclasses.replace(SHORT, steps=1, bf16=True))
+    assert torch.get_float32_matmul_precision() == before == "highest"
+
+
+def test_the_demos_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that made the demo's weights, with fewer pictures and steps."""
+    monkeypatch.setattr(demo.train, "PICTURES", {"train": 60, "test": 10})
+    monkeypatch.setattr(
+        demo.train, "RECIPE", dataclasses.replace(demo.train.RECIPE, easy=20, batchsize=5, easy_steps=1, itm_after=1)
+    )
+    result = CliRunner().invoke(demo.train.main, ["--out", str(tmp_path), "--steps", "2"])
+    assert result.exit_code == 0, result.output
+    assert checkpoint.load(tmp_path / "weights.safetensors").cfg == config.PRESETS["blip-demo"]
+
+
+def test_the_demos_weights_are_of_its_preset_and_of_their_log() -> None:
+    folder = Path(demo.train.__file__).parent
+    weights = folder / "weights.safetensors"
+    assert weights.stat().st_size <= 8_000_000
+    assert checkpoint.load(weights).cfg == config.PRESETS["blip-demo"]
+    head, *records = [json.loads(line) for line in (folder / "training.log").read_text("utf-8").splitlines()]
+    assert (head["held_out_pictures"], head["held_out_captions"]) == (500, 2500)
+    with safe_open(weights, "pt") as file:
+        assert file.metadata()["command"] == head["command"]
+        assert float(file.metadata()["step"]) == records[-1]["step"]
+    found = records[-1]
+    assert found["txt_r1"] >= 90
+    assert found["img_r1"] >= 80
+    assert found["txt_r1"] > found["itc_txt_r1"]
+    assert found["img_r1"] > found["itc_img_r1"]

@@ -1,0 +1,110 @@
+"""Captioned pictures in memory, and the order in which training sees them.
+
+N pictures of side S as uint8, M captions of L tokens. Decoded and tokenised once, as blip-pre does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from models.config import BlipConfig
+from models.errors import Misuse, UserError
+from preprocess.annotations import read_annotations
+from preprocess.images import normalise, read_image
+from preprocess.text import CaptionTokenizer, pre_caption
+from preprocess.workers import in_order
+
+
+@dataclass(frozen=True)
+class CaptionedPictures:
+    """Pictures and their captions, which stand in the order of their pictures."""
+
+    pixels: np.ndarray  # (N, 3, S, S) uint8
+    ids: np.ndarray  # (M, L) int64, [CLS] first
+    mask: np.ndarray  # (M, L) int64, 1 where ids is not padding
+    first: np.ndarray  # (N + 1,) int64: captions first[n] to first[n + 1] - 1 are of picture n
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def image_of_text(self) -> np.ndarray:
+        """(M,) int64: the picture each caption was written for."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
+    def captions(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids and mask (B, l) of these captions, cut to the longest of them."""
+        mask = self.mask[texts]
+        length = int(mask.sum(1).max())
+        return self.ids[texts, :length], mask[:, :length]
+
+
+def open_tokenizer(path: Path, config: BlipConfig) -> CaptionTokenizer:
+    """The model's tokenizer. Raises UserError when it has another number of tokens than the model."""
+    tokenizer = CaptionTokenizer.load(path, config.protocol)
+    if tokenizer.size != config.text.vocab:
+        raise UserError(
+            f"{tokenizer.file} has {tokenizer.size:,} tokens, counting those BLIP adds, but the model has {config.text.vocab:,}. "
+            "Train with the model's own vocabulary (--tokenizer)."
+        )
+    return tokenizer
+
+
+def read_pictures(
+    annotations: Path, images: Path, tokenizer: CaptionTokenizer, config: BlipConfig, workers: int
+) -> CaptionedPictures:
+    """Read the whole set into memory. Raises UserError when a file is missing, broken or malformed."""
+    found = read_annotations(annotations, "train")
+    order = np.argsort(found.image_of_text, kind="stable")
+    texts = [pre_caption(found.captions[t], config.protocol.max_words) for t in order]
+    ids, mask = tokenizer.encode(texts, config.protocol.max_length)  # (M, L)
+    size = config.vision.image_size
+    pixels = np.empty((len(found.images), 3, size, size), np.uint8)
+    work = partial(read_image, size=size, interpolation=config.protocol.interpolation)
+    with closing(in_order(work, [images / name for name in found.images], workers)) as pictures:
+        for number, picture in enumerate(tqdm(pictures, "pictures", len(pixels), unit=" pictures", disable=None)):
+            pixels[number] = picture
+    counts = np.bincount(found.image_of_text, minlength=len(pixels))
+    return CaptionedPictures(pixels, ids, mask, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def batches(count: int, batchsize: int, together: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches of picture numbers, (batchsize,); each epoch takes the pictures in another order.
+
+    Args:
+        together: so many pictures that follow one another in the file stay in one batch. Where the file puts
+            near-duplicates side by side they become each other's hard negatives.
+
+    Raises Misuse when a batch is no multiple of `together`, or more than there is.
+    """
+    per_batch, groups = batchsize // together, count // together
+    if batchsize % together:
+        nearest = max(per_batch, 1) * together
+        raise Misuse(f"--batchsize is {batchsize}, no multiple of --together {together}. Choose {nearest}.")
+    if per_batch > groups:
+        raise Misuse(f"--batchsize is {batchsize:,}, but there are only {groups * together:,} pictures to choose from.")
+    while True:
+        order = rng.permutation(groups)
+        for start in range(0, groups - per_batch + 1, per_batch):
+            chosen = order[start : start + per_batch, None] * together + np.arange(together)
+            yield chosen.ravel()
+
+
+def shifted(pixels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Pictures (B, 3, S, S) moved by up to `most` pixels, all alike; what comes in repeats the edge."""
+    down, right = rng.integers(-most, most + 1, 2)
+    rows = np.clip(np.arange(pixels.shape[2]) + down, 0, pixels.shape[2] - 1)
+    columns = np.clip(np.arange(pixels.shape[3]) + right, 0, pixels.shape[3] - 1)
+    return pixels[:, :, rows[:, None], columns]
+
+
+def normalised(pixels: np.ndarray, config: BlipConfig) -> np.ndarray:
+    """(B, 3, S, S) uint8 to the float32 that the model reads."""
+    return normalise(pixels, config.protocol.mean, config.protocol.std)

@@ -1,0 +1,82 @@
+"""Recall of a model in training, on pictures held out: by the embeddings alone (ITC) and re-ranked (ITM).
+
+Scores and metrics as salesforce/BLIP train_retrieval.py (`evaluation`, `itm_eval`). N pictures, M captions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.blip import MATCH, BlipRetrieval
+from training.data import CaptionedPictures, normalised
+
+EXCLUDED = -100.0  # the score of a pair that is not among the k best
+BLOCK = 256  # pictures or captions at a time
+
+
+@torch.inference_mode()
+def recall(model: BlipRetrieval, data: CaptionedPictures, encode_id: int) -> dict[str, float]:
+    """Percent. txt_r1: pictures that find one of their captions first; img_r1: captions that find their picture first;
+    and so on for 5 and 10. The same with `itc_` before it for the embeddings alone."""
+    was_training = model.training
+    model.eval()
+    feats = torch.cat(
+        [
+            model.image_feat(torch.from_numpy(normalised(data.pixels[i : i + BLOCK], model.cfg)))
+            for i in range(0, len(data), BLOCK)
+        ]
+    )
+    ids, mask = (torch.from_numpy(x) for x in data.captions(np.arange(len(data.ids))))  # (M, L)
+    text_embed = torch.cat([model.text_embed(ids[i : i + BLOCK], mask[i : i + BLOCK]) for i in range(0, len(ids), BLOCK)])
+    sims = model.image_embed(feats) @ text_embed.t()  # (N, M)
+    to_text, to_image = reranked(model, feats, _encoded(ids, encode_id), mask, sims)
+    model.train(was_training)
+    itc = ranks(sims.numpy(), sims.numpy(), data.image_of_text)
+    return {**ranks(to_text, to_image, data.image_of_text), **{f"itc_{name}": value for name, value in itc.items()}}
+
+
+def reranked(model: BlipRetrieval, feats: Tensor, ids: Tensor, mask: Tensor, sims: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (N, M) of pictures to captions and of captions to pictures, each over its own k best by `sims`."""
+    k = model.cfg.protocol.k_test
+    among_texts = torch.zeros_like(sims, dtype=torch.bool).scatter_(1, sims.topk(min(k, sims.shape[1]), dim=1).indices, True)
+    among_images = torch.zeros_like(among_texts).scatter_(0, sims.topk(min(k, sims.shape[0]), dim=0).indices, True)
+    scores = torch.full_like(sims, EXCLUDED)
+    for image, wanted in enumerate(among_texts | among_images):
+        texts = wanted.nonzero()[:, 0]
+        kv = model.text_encoder.image_kv(feats[image : image + 1])
+        logits = model.itm_logits(ids[texts], mask[texts], kv, shared=True)  # (texts, 2)
+        scores[image, texts] = logits[:, MATCH] + sims[image, texts]
+    return scores.masked_fill(~among_texts, EXCLUDED).numpy(), scores.masked_fill(~among_images, EXCLUDED).numpy()
+
+
+def ranks(to_text: np.ndarray, to_image: np.ndarray, image_of_text: np.ndarray) -> dict[str, float]:
+    """`itm_eval` of salesforce/BLIP train_retrieval.py: the place of the best-placed right answer, as recall at 1, 5, 10."""
+    images = np.arange(len(to_text))
+    right = image_of_text[None, :] == images[:, None]  # (N, M)
+    found = {
+        "txt": np.take_along_axis(right, np.argsort(-to_text, axis=1, kind="stable"), axis=1).argmax(1),  # (N,)
+        "img": np.take_along_axis(right, np.argsort(-to_image, axis=0, kind="stable"), axis=0).argmax(0),  # (M,)
+    }
+    return {f"{name}_r{k}": float(100 * (place < k).mean()) for name, place in found.items() for k in (1, 5, 10)}
+
+
+def _encoded(ids: Tensor, encode_id: int) -> Tensor:
+    ids = ids.clone()
+    ids[:, 0] = encode_id
+    return ids
+
+
+@dataclass(frozen=True)
+class Chance:
+    """What guessing finds, percent."""
+
+    txt_r1: float
+    img_r1: float
+
+
+def chance(data: CaptionedPictures) -> Chance:
+    return Chance(100 * float(np.diff(data.first).mean()) / len(data.ids), 100 / len(data))

@@ -1,0 +1,77 @@
+"""From files to a checkpoint and its log: what blip-train does once its options are read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from models import manifest
+from models.blip import BlipPretrain
+from models.config import BlipConfig
+from models.errors import Misuse
+from training import checkpoint
+from training.data import CaptionedPictures, open_tokenizer, read_pictures
+from training.initial import initialise
+from training.pretrain import Options, pretrain
+from training.recall import chance
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a training reads and writes."""
+
+    tokenizer: Path
+    annotations: Path
+    images: Path
+    held_out: Path | None
+    out: Path
+
+
+def run(cfg: BlipConfig, files: Files, workers: int, options: Options, command: str) -> None:
+    """Read the pictures, train, write the checkpoint (also at each measurement, what there is) and beside it the log.
+
+    Args:
+        workers: processes that decode pictures.
+        command: what to type to train again; kept in the log and in the checkpoint.
+
+    Raises UserError or Misuse when a file or an option cannot be used, or the training fails.
+    """
+    if files.out.is_dir():
+        raise Misuse(f"--out {files.out} is a folder; give the name of a file, such as {files.out / 'weights.safetensors'}.")
+    tokenizer = open_tokenizer(files.tokenizer, cfg)
+    data = read_pictures(files.annotations, files.images, tokenizer, cfg, workers)
+    held_out = read_pictures(files.held_out, files.images, tokenizer, cfg, workers) if files.held_out else None
+    log: list[dict[str, Any]] = [{"command": command, "options": asdict(options), **_about(data, held_out)}]
+    click.echo(_text(log[0]))
+    log[0] |= {"threads": torch.get_num_threads(), "versions": manifest.versions()}
+    model = BlipPretrain(cfg)
+    initialise(model, options.seed)
+
+    def note(record: dict[str, float]) -> None:
+        log.append(record)
+        click.echo(_text(record))
+        if record["step"] % options.validate_every == 0 or record["step"] == options.steps:
+            made_by = {"command": command, "seed": str(options.seed), "step": str(record["step"])}
+            checkpoint.save(model, files.out, made_by)
+            manifest.write_text(files.out.with_suffix(".log"), "".join(json.dumps(entry) + "\n" for entry in log))
+
+    pretrain(model, tokenizer, data, held_out, options, note)
+    click.echo(f"{files.out}: {files.out.stat().st_size / 1e6:.2f} MB, log in {files.out.with_suffix('.log')}")
+
+
+def _about(data: CaptionedPictures, held_out: CaptionedPictures | None) -> dict[str, Any]:
+    about: dict[str, Any] = {"pictures": len(data), "captions": len(data.ids)}
+    if held_out is not None:
+        guess = chance(held_out)
+        about |= {"held_out_pictures": len(held_out), "held_out_captions": len(held_out.ids)}
+        about |= {"chance_txt_r1": guess.txt_r1, "chance_img_r1": guess.img_r1}
+    return about
+
+
+def _text(record: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {value}" for key, value in record.items() if key != "options")
