@@ -46,8 +46,13 @@ bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
 train: $(READY)  ## train the demo's weights again, into OUT/training (takes long)
 	$(BIN)/python -m demo.train --out "$(OUT)/training"
-clean:  ## remove what the steps wrote to OUT
-	rm -rf $(foreach d,pictures graphs data outputs report .outputs.part .export.args .data.args .run.args,"$(OUT)/$(d)")
+clean:  ## remove what the steps wrote to OUT, and nothing else
+	@for step in graphs data outputs report; do \
+	    if [ -f "$(OUT)/$$step/manifest.json" ]; then rm -rf "$(OUT)/$$step"; fi; \
+	    rm -rf "$(OUT)/.$$step.part" "$(OUT)/.$$step.old"; \
+	done
+	@if [ -f "$(OUT)/pictures/.test.made.json" ]; then rm -rf "$(OUT)/pictures"; fi
+	@rm -f "$(OUT)"/.*.args
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/  make \1 -/'
 	@echo 'Variables: MODEL CHECKPOINT TOKENIZER IMAGES ANNOTATIONS BATCHSIZE K_TEST OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'

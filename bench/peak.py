@@ -74,9 +74,9 @@ def _peak(engine: str, threads: int, products: tuple[Product, ...] | None, work:
     for product in tqdm(products or PRODUCTS, f"{engine} peak", unit=" products", disable=None, leave=False):
         m, k, n = product
         flops = 2 * m * k * n
-        # The fastest call: what the machine can do, not what it does on average. Some tenths of a second per product.
-        timing: Timing = time_loops(work(product), loops=max(5, min(50, round(1e11 / flops))), warmup=1)
-        found["x".join(map(str, product))] = round(flops / min(timing.seconds) / 1e9, 1)
+        # The median call, as of the graphs: what the machine keeps up, not one lucky call. A second or two per product.
+        timing: Timing = time_loops(work(product), loops=max(7, min(200, round(3e11 / flops))), warmup=2)
+        found["x".join(map(str, product))] = round(flops / timing.median / 1e9, 1)
     return Peak(engine, threads, found)
 
 

@@ -13,8 +13,6 @@ from models.config import BlipConfig
 from models.decoder import TextDecoder
 from models.vit import VisionTransformer
 
-MATCH = 1  # the class of itm_head that says: this caption is of this picture
-
 
 class BlipRetrieval(nn.Module):
     """Two encoders in one space, and a head that looks at both."""

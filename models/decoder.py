@@ -5,11 +5,13 @@ Parameter names are salesforce/BLIP's (`text_decoder.bert.*`, `text_decoder.cls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bert import BertEncoder
+from models.bert import BertEncoder, KeysValues
 from models.config import TextConfig
 
 
@@ -50,8 +52,11 @@ class TextDecoder(nn.Module):
         self.bert = BertEncoder(cfg, image_width)
         self.cls = Head(cfg)
 
-    def forward(self, ids: Tensor, mask: Tensor, image_feat: Tensor) -> Tensor:
-        """ids, mask (B, L) int64 and image_feat (B, T, D) to logits (B, L, vocab)."""
-        x = self.bert(ids, mask, self.bert.image_kv(image_feat), causal=True)  # (B, L, D)
+    def forward(self, ids: Tensor, mask: Tensor, kv: Sequence[KeysValues]) -> Tensor:
+        """ids, mask (B, L) int64, [DEC] first, and the keys and values of their pictures per layer, to logits (B, L, vocab).
+
+        What stands at position n is said of the word at n + 1.
+        """
+        x = self.bert(ids, mask, kv, causal=True)  # (B, L, D)
         logits: Tensor = self.cls.predictions(x, self.bert.embeddings.word_embeddings.weight)
         return logits

@@ -47,16 +47,24 @@ def plain_errors() -> Iterator[None]:
 class Command(click.Command):
     """A click command whose foreseeable failures end in one sentence on stderr."""
 
+    stopped = "Stopped."  # what Ctrl-C says
+
     def invoke(self, ctx: click.Context) -> Any:
         with plain_errors():
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:
-                click.echo("\nStopped. Run the same command again to go on; what was complete is kept.", err=True)
+                click.echo(f"\n{self.stopped}", err=True)
                 ctx.exit(130)
 
 
+class ResumableCommand(Command):
+    """A command that goes on where it was stopped."""
+
+    stopped = "Stopped. Run the same command again to go on; what was complete is kept."
+
+
 class Group(click.Group):
-    """A click group of such commands: the only step that has several tasks uses it as `blip-pre retrieval`."""
+    """A click group of such commands, for a step that has tasks: `blip-pre retrieval`."""
 
     command_class = Command

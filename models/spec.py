@@ -17,6 +17,7 @@ from models.errors import UserError
 
 Dim = int | str  # a str is symbolic: "B" or "L"
 BATCH, LENGTH = "B", "L"
+MATCH = 1  # the class of itm_logits that says: this caption is of this picture
 
 
 @dataclass(frozen=True)

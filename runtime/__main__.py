@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from models.errors import Command, Group
+from models.errors import Group, ResumableCommand
 from runtime.retrieval import Options, run_retrieval
 from runtime.session import PROVIDERS
 
@@ -16,7 +16,7 @@ def main() -> None:
     """Run the graphs over prepared data."""
 
 
-@main.command(cls=Command, context_settings={"show_default": True})
+@main.command(cls=ResumableCommand, context_settings={"show_default": True})
 @click.option("--graphs", type=click.Path(path_type=Path), default=Path("build/graphs"), help="Folder that blip-export wrote.")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("build/data"), help="Folder that blip-pre wrote.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/outputs"), help="Folder to write.")

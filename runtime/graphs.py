@@ -10,7 +10,7 @@ from typing import Any
 from models import manifest
 from models.config import BlipConfig, from_dict
 from models.errors import UserError
-from models.spec import GraphSpec, graph_specs, spec_from_dict
+from models.spec import BATCH, LENGTH, GraphSpec, graph_specs, spec_from_dict
 
 MEND = f"Write the folder again with {manifest.MADE_WITH['graphs']}."
 
@@ -82,5 +82,5 @@ def _form(written: GraphSpec, symbolic: GraphSpec, folder: Path) -> tuple[int | 
             same = same and (sizes.setdefault(dim, found) if isinstance(dim, str) else dim) == found
     if not same:
         raise UserError(f"The graph {written.name!r} in {folder} has other inputs or outputs than this release expects. {MEND}")
-    batch, length = sizes.get("B"), sizes.get("L")
+    batch, length = sizes.get(BATCH), sizes.get(LENGTH)
     return (batch if isinstance(batch, int) else None), (length if isinstance(length, int) else None)

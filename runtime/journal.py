@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,36 +76,34 @@ class Journal:
         self,
         stage: str,
         shards: Iterable[tuple[int, int]],
-        work: Callable[[int, int, tqdm[Any]], None],
+        begin: Callable[[], Callable[[int, int, tqdm[Any]], None]],
         writers: Iterable[Writer],
     ) -> None:
         """Do the shards of `stage` that are missing, with a progress bar.
 
         Args:
             shards: (start, stop) of each, in items; their order gives them their numbers.
-            work: computes and writes the items from start to stop and moves the bar.
+            begin: called once, and only when a shard is missing: opens what the work needs and returns the work, which
+                computes and writes the items from start to stop and moves the bar.
             writers: the tensors that `work` writes to.
         """
         todo = list(shards)
         writers = list(writers)
-        bar = tqdm(total=sum(stop - start for start, stop in todo), desc=f"{stage:<9}", unit=f" {stage}", smoothing=0.1)
-        with bar:
+        total = sum(stop - start for start, stop in todo)
+        work = None
+        often = 0.1 if sys.stderr.isatty() else 30.0  # seconds: a log of hours wants some lines, not thousands
+        with tqdm(total=total, desc=f"{stage:<9}", unit=f" {stage}", smoothing=0.1, mininterval=often) as bar:
             for number, (start, stop) in enumerate(todo):
                 if self.has(stage, number):
                     bar.update(stop - start)
                     bar.initial = bar.n  # what is already there does not count towards the rate
                     continue
+                work = work or begin()
                 began = time.perf_counter()
                 work(start, stop, bar)
                 for writer in writers:
                     writer.flush()
                 self.note(stage, number, stop - start, time.perf_counter() - began)
-
-
-def even_shards(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of shards of `size` items, the last one shorter."""
-    for start in range(0, total, size):
-        yield start, min(start + size, total)
 
 
 def _append(path: Path, lines: Iterable[dict[str, Any]], mode: str = "a") -> None:

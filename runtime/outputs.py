@@ -14,6 +14,7 @@ import numpy as np
 
 from models import manifest
 from models.errors import UserError
+from models.spec import MATCH
 from preprocess.dataset import Tensor, open_tensor
 
 I2T, T2I = 1, 2  # bits of pair_direction: among the picture's k captions, among the caption's k pictures
@@ -54,5 +55,5 @@ def read_retrieval(folder: Path, verify: bool = False) -> RetrievalOutputs:
 
 def scores(outputs: RetrievalOutputs) -> np.ndarray:
     """(P,) float32: the ITM logit of "match" plus the similarity, as salesforce/BLIP train_retrieval.py adds them."""
-    total: np.ndarray = outputs.itm_logits[:][:, 1] + outputs.pair_sim[:]
+    total: np.ndarray = outputs.itm_logits[:][:, MATCH] + outputs.pair_sim[:]
     return total

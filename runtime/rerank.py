@@ -47,11 +47,12 @@ def score_picture(
     itm = sessions[-1]
     cached = len(sessions) == 2
     kv = sessions[0].run(image_feat=feat)["cross_kv"] if cached else None
-    found = np.empty((len(ids), 2), np.float32)
+    (spec,) = itm.spec.outputs
+    found = np.empty((len(ids), *map(int, spec.sample_shape)), spec.dtype)
     for chosen in by_length(mask.sum(axis=1), itm.batch or batchsize):
         short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
         picture = {"cross_kv": kv} if kv is not None else {"image_feat": np.repeat(feat, len(chosen), axis=0)}
-        found[chosen] = itm.run(text_ids=short_ids, text_atten_mask=short_mask, **picture)["itm_logits"]
+        found[chosen] = itm.run(text_ids=short_ids, text_atten_mask=short_mask, **picture)[spec.name]
         if bar is not None:
             bar.update(len(chosen))
     return found

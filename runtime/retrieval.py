@@ -15,23 +15,26 @@ import onnxruntime
 from models import manifest
 from models.errors import UserError
 from preprocess.dataset import PACKED, RetrievalData, Tensor, Writer, open_tensor, read_retrieval
-from runtime.embed import image_work, text_work
+from runtime.batches import slices
+from runtime.embed import ShardWork, image_work, text_work
 from runtime.graphs import Graphs, read_graphs
-from runtime.journal import Journal, even_shards
+from runtime.journal import Journal
 from runtime.onnx_session import available_provider
 from runtime.outputs import I2T, T2I
 from runtime.plan import Plan, plan_pairs
 from runtime.rerank import pair_shards, pair_work
-from runtime.session import open_session
+from runtime.session import Session, open_session
 
 # Shards of some tens of seconds at base size on two cores: that much work is lost at most when a run is stopped.
 PICTURES_PER_SHARD = 64
 CAPTIONS_PER_SHARD = 2048
 PAIRS_PER_SHARD = 4096
 # Graphs of each stage: the preferred ones, then what does the same with more work.
-PICTURE_GRAPHS = (("image",), ("image_embed", "image_feat"))
-CAPTION_GRAPHS = (("text_embed",),)
-PAIR_GRAPHS = (("image_kv", "itm_cached"), ("itm",))
+Choices = tuple[tuple[str, ...], ...]
+PICTURE_GRAPHS: Choices = (("image",), ("image_embed", "image_feat"))
+CAPTION_GRAPHS: Choices = (("text_embed",),)
+PAIR_GRAPHS: Choices = (("image_kv", "itm_cached"), ("itm",))
+STAGES = (PICTURE_GRAPHS, CAPTION_GRAPHS, PAIR_GRAPHS)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,7 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
     graphs, data = read_graphs(options.graphs, options.verify), read_retrieval(options.data, options.verify)
     refuse_mixed(graphs, data)
     available_provider(options.provider)  # before a folder is begun
-    for choices in (PICTURE_GRAPHS, CAPTION_GRAPHS, PAIR_GRAPHS):
-        graphs.first_of(*choices)  # and before hours of work that a missing graph would end
+    used = [name for choices in STAGES for name in graphs.first_of(*choices)]  # nor should hours of work end at a missing one
     k = options.k_test or graphs.config.protocol.k_test
     identity = _identity(options, graphs, data, k)
     if not options.restart and (done := _complete(options.out, identity)):
@@ -74,11 +76,12 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
             manifest.empty(folder)
         journal = Journal(folder, identity)
         run = _Run(options, graphs, data, folder, journal, k)
-        run.embed()
+        run.embed_pictures()
+        run.embed_captions()
         plan = run.plan()
         say(_describe(plan, k))
         run.rerank(plan)
-        content = _content(options, graphs, data, identity, run, journal)
+        content = _content(options, graphs, data, identity, used, run)
         return manifest.write(folder, "outputs", content)
 
 
@@ -88,27 +91,34 @@ class _Run:
     def __init__(self, options: Options, graphs: Graphs, data: RetrievalData, folder: Path, journal: Journal, k: int) -> None:
         self.options, self.graphs, self.data, self.folder, self.journal, self.k = options, graphs, data, folder, journal, k
         self.tensors: dict[str, dict[str, Any]] = {}
-        self.used: list[str] = []
 
-    def embed(self) -> None:
-        """image_embed, image_feat, text_embed."""
+    def embed_pictures(self) -> None:
+        """image_embed and image_feat."""
         data, options = self.data, self.options
-        pictures, captions = len(data.images), len(data.captions)
-        specs = {t.name: t for t in self.graphs.symbolic["image"].outputs}
         with ExitStack() as opened:
-            writers = {
-                name: opened.enter_context(closing(self._writer(name, dtype, (pictures, *spec.sample_shape))))
-                for name, spec in specs.items()
-                for dtype in [options.feat_dtype if name == "image_feat" else spec.dtype]
-            }
-            sessions = self._sessions(*PICTURE_GRAPHS)
-            work = image_work(data, sessions, options.batchsize, writers)
-            self.journal.run_shards("pictures", even_shards(pictures, PICTURES_PER_SHARD), work, writers.values())
-        (text_out,) = self.graphs.symbolic["text_embed"].outputs
-        with closing(self._writer(text_out.name, text_out.dtype, (captions, *text_out.sample_shape))) as writer:
-            (session,) = self._sessions(*CAPTION_GRAPHS)
-            work = text_work(data, session, options.batchsize, writer)
-            self.journal.run_shards("captions", even_shards(captions, CAPTIONS_PER_SHARD), work, [writer])
+            writers = {}
+            for spec in self.graphs.symbolic["image"].outputs:
+                dtype = options.feat_dtype if spec.name == "image_feat" else spec.dtype
+                writer = self._writer(spec.name, dtype, (len(data.images), *spec.sample_shape))
+                writers[spec.name] = opened.enter_context(closing(writer))
+            self.journal.run_shards(
+                "pictures",
+                _shards(len(data.images), PICTURES_PER_SHARD),
+                lambda: image_work(data, self._sessions(PICTURE_GRAPHS), options.batchsize, writers),
+                writers.values(),
+            )
+
+    def embed_captions(self) -> None:
+        """text_embed."""
+        data, options = self.data, self.options
+        (spec,) = self.graphs.symbolic["text_embed"].outputs
+        with closing(self._writer(spec.name, spec.dtype, (len(data.captions), *spec.sample_shape))) as writer:
+            self.journal.run_shards(
+                "captions",
+                _shards(len(data.captions), CAPTIONS_PER_SHARD),
+                lambda: text_work(data, self._sessions(CAPTION_GRAPHS)[0], options.batchsize, writer),
+                [writer],
+            )
 
     def plan(self) -> Plan:
         """The pairs, computed once and kept: a resumed run scores the same ones."""
@@ -130,20 +140,22 @@ class _Run:
                     writer.flush()
             bar.update(stop - start)
 
-        self.journal.run_shards("plan", [(0, len(self.data.images) + len(self.data.captions))], work, [])
+        self.journal.run_shards("plan", [(0, len(self.data.images) + len(self.data.captions))], lambda: work, [])
         return made[0]
 
     def rerank(self, plan: Plan) -> None:
         """itm_logits of every planned pair."""
-        sessions = self._sessions(*PAIR_GRAPHS)
-        (logits,) = self.graphs.symbolic["itm"].outputs
-        with closing(self._writer(logits.name, logits.dtype, (len(plan.image), *logits.sample_shape))) as writer:
-            work = pair_work(self.data, self._open("image_feat"), plan, sessions, self.options.itm_batchsize, writer)
-            self.journal.run_shards("pairs", pair_shards(plan, PAIRS_PER_SHARD), work, [writer])
+        (spec,) = self.graphs.symbolic["itm"].outputs
+        with closing(self._writer(spec.name, spec.dtype, (len(plan.image), *spec.sample_shape))) as writer:
 
-    def _sessions(self, *choices: tuple[str, ...]) -> list[Any]:
+            def begin() -> ShardWork:
+                sessions = self._sessions(PAIR_GRAPHS)
+                return pair_work(self.data, self._open("image_feat"), plan, sessions, self.options.itm_batchsize, writer)
+
+            self.journal.run_shards("pairs", pair_shards(plan, PAIRS_PER_SHARD), begin, [writer])
+
+    def _sessions(self, choices: Choices) -> list[Session]:
         names = self.graphs.first_of(*choices)
-        self.used += names
         return [open_session(self.graphs, name, self.options.provider, self.options.threads) for name in names]
 
     def _writer(self, name: str, dtype: str, shape: tuple[Any, ...]) -> Writer:
@@ -154,6 +166,10 @@ class _Run:
     def _open(self, name: str) -> Tensor:
         part = manifest.Manifest(self.folder, "outputs", {"layout": PACKED, "tensors": self.tensors}, {}, {})
         return open_tensor(part, name)
+
+
+def _shards(total: int, size: int) -> list[tuple[int, int]]:
+    return [(part.start, part.stop) for part in slices(0, total, size)]
 
 
 def refuse_mixed(graphs: Graphs, data: RetrievalData) -> None:
@@ -181,6 +197,7 @@ def _identity(options: Options, graphs: Graphs, data: RetrievalData, k: int) -> 
         "feat_dtype": options.feat_dtype,
         "provider": options.provider,
         "onnxruntime": onnxruntime.__version__,
+        "shards": [PICTURES_PER_SHARD, CAPTIONS_PER_SHARD, PAIRS_PER_SHARD],  # the journal counts in these
     }
 
 
@@ -192,7 +209,7 @@ def _complete(out: Path, identity: dict[str, Any]) -> manifest.Manifest | None:
 
 
 def _content(
-    options: Options, graphs: Graphs, data: RetrievalData, identity: dict[str, Any], run: _Run, journal: Journal
+    options: Options, graphs: Graphs, data: RetrievalData, identity: dict[str, Any], used: list[str], run: _Run
 ) -> dict[str, Any]:
     kept = ("model", "config", "opset", "target", "precision", "checkpoint", "parity")
     return {
@@ -203,7 +220,7 @@ def _content(
         "graphs": {
             "digest": graphs.source.digest,
             "folder": str(options.graphs.absolute()),
-            "used": run.used,
+            "used": used,
             **{key: graphs.content[key] for key in kept},
         },
         "data": {"digest": data.source.digest, "folder": str(options.data.absolute())},
@@ -217,7 +234,7 @@ def _content(
             "feat_dtype": options.feat_dtype,
         },
         "identity": identity,
-        "timings": journal.timings(),
+        "timings": run.journal.timings(),
     }
 
 

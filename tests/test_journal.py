@@ -20,7 +20,7 @@ from models.errors import UserError
 from preprocess.dataset import Writer
 from runtime import journal as journals
 from runtime import retrieval
-from runtime.journal import Journal, even_shards
+from runtime.journal import Journal
 from tests import chain
 
 K = 11
@@ -335,11 +335,6 @@ def test_a_full_disk_does_not_cost_the_journal(
     assert not before & set(computed)
 
 
-def test_even_shards() -> None:
-    assert list(even_shards(7, 3)) == [(0, 3), (3, 6), (6, 7)]
-    assert list(even_shards(0, 3)) == []
-
-
 def test_lines_that_were_cut(tmp_path: Path) -> None:
     """Whatever is left of the last line, it does not count, and the next one starts on a line of its own."""
     first = Journal(tmp_path, {"k": 1})
@@ -373,7 +368,7 @@ def test_another_identity(tmp_path: Path) -> None:
 def test_timings(tmp_path: Path) -> None:
     Journal(tmp_path, {}).note("pictures", 0, 4, 0.5)
     second = Journal(tmp_path, {})
-    second.run_shards("pictures", [(0, 4), (4, 6)], lambda *_: None, [])
+    second.run_shards("pictures", [(0, 4), (4, 6)], lambda: lambda *_: None, [])
     (row,) = second.timings()
     assert (row["stage"], row["items"], row["resumed"]) == ("pictures", 6, 4)
     assert row["seconds"] >= 0.5
@@ -386,6 +381,16 @@ def test_progress_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         done.append((start, stop))
         bar.update(stop - start)
 
-    Journal(tmp_path, {}).run_shards("captions", [(0, 4), (4, 6)], work, [])
+    Journal(tmp_path, {}).run_shards("captions", [(0, 4), (4, 6)], lambda: work, [])
     assert done == [(0, 4), (4, 6)]
     assert "6/6" in capsys.readouterr().err
+
+
+def test_nothing_is_opened_when_nothing_is_missing(tmp_path: Path) -> None:
+    """A run resumed in its last stage need not load the graphs of the first."""
+    Journal(tmp_path, {}).note("pictures", 0, 4, 0.5)
+
+    def begin() -> Any:
+        raise AssertionError("opened")
+
+    Journal(tmp_path, {}).run_shards("pictures", [(0, 4)], begin, [])

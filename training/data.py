@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from models.config import BlipConfig
@@ -58,10 +60,13 @@ def open_tokenizer(path: Path, config: BlipConfig) -> CaptionTokenizer:
 
 
 def read_pictures(
-    annotations: Path, images: Path, tokenizer: CaptionTokenizer, config: BlipConfig, workers: int
+    annotations: Path, split: str, images: Path, tokenizer: CaptionTokenizer, config: BlipConfig, workers: int
 ) -> CaptionedPictures:
-    """Read the whole set into memory. Raises UserError when a file is missing, broken or malformed."""
-    found = read_annotations(annotations, "train")
+    """Read the whole set into memory. `split` chooses from Karpathy's own file, which holds several.
+
+    Raises UserError when a file is missing, broken or malformed.
+    """
+    found = read_annotations(annotations, split)
     order = np.argsort(found.image_of_text, kind="stable")
     texts = [pre_caption(found.captions[t], config.protocol.max_words) for t in order]
     ids, mask = tokenizer.encode(texts, config.protocol.max_length)  # (M, L)
@@ -108,3 +113,8 @@ def shifted(pixels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarr
 def normalised(pixels: np.ndarray, config: BlipConfig) -> np.ndarray:
     """(B, 3, S, S) uint8 to the float32 that the model reads."""
     return normalise(pixels, config.protocol.mean, config.protocol.std)
+
+
+def led_by(ids: Tensor, token: int) -> Tensor:
+    """`ids` (B, L) with another first token, such as [ENC] where a caption looks at a picture."""
+    return torch.cat([torch.full_like(ids[:, :1], token), ids[:, 1:]], dim=1)  # (B, L)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.bert import KeysValues
-from models.blip import MATCH, BlipPretrain
+from models.blip import BlipPretrain
+from models.spec import MATCH
 
 IGNORED = -100  # label of a padded position
 SMOOTHING = 0.1
@@ -64,9 +65,7 @@ def itm(
 
 def lm(model: BlipPretrain, ids: Tensor, mask: Tensor, kv: Sequence[KeysValues]) -> Tensor:
     """Cross-entropy of each next word, with label smoothing; `ids` and `mask` (B, L), [DEC] first."""
-    decoder = model.text_decoder
-    hidden = decoder.bert(ids, mask, kv, causal=True)  # (B, L, D)
-    logits = decoder.cls.predictions(hidden, decoder.bert.embeddings.word_embeddings.weight)  # (B, L, vocab)
+    logits = model.text_decoder(ids, mask, kv)  # (B, L, vocab)
     labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, label_smoothing=SMOOTHING

@@ -23,7 +23,7 @@ from models.config import BlipConfig
 from models.errors import Misuse, UserError
 from preprocess.text import CaptionTokenizer
 from training import losses
-from training.data import CaptionedPictures, batches, normalised, shifted
+from training.data import CaptionedPictures, batches, led_by, normalised, shifted
 from training.recall import recall
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
@@ -31,7 +31,7 @@ COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP mode
 
 @dataclass(frozen=True)
 class Options:
-    """How to train. The defaults made the demo's weights."""
+    """How to train. The demo's weights were made with demo/train.py's RECIPE, not with these defaults."""
 
     steps: int = 9000
     batchsize: int = 40  # pictures
@@ -159,11 +159,6 @@ def bfloat16(enabled: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def led_by(ids: Tensor, token: int) -> Tensor:
-    """`ids` (B, L) with another first token."""
-    return torch.cat([torch.full_like(ids[:, :1], token), ids[:, 1:]], dim=1)  # (B, L)
 
 
 def make_optimizer(model: BlipPretrain, options: Options) -> torch.optim.AdamW:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.blip import MATCH, BlipRetrieval
-from training.data import CaptionedPictures, normalised
+from models.blip import BlipRetrieval
+from models.spec import MATCH
+from training.data import CaptionedPictures, led_by, normalised
 
 EXCLUDED = -100.0  # the score of a pair that is not among the k best
 BLOCK = 256  # pictures or captions at a time
@@ -33,7 +34,7 @@ def recall(model: BlipRetrieval, data: CaptionedPictures, encode_id: int) -> dic
     ids, mask = (torch.from_numpy(x) for x in data.captions(np.arange(len(data.ids))))  # (M, L)
     text_embed = torch.cat([model.text_embed(ids[i : i + BLOCK], mask[i : i + BLOCK]) for i in range(0, len(ids), BLOCK)])
     sims = model.image_embed(feats) @ text_embed.t()  # (N, M)
-    to_text, to_image = reranked(model, feats, _encoded(ids, encode_id), mask, sims)
+    to_text, to_image = reranked(model, feats, led_by(ids, encode_id), mask, sims)
     model.train(was_training)
     itc = ranks(sims.numpy(), sims.numpy(), data.image_of_text)
     return {**ranks(to_text, to_image, data.image_of_text), **{f"itc_{name}": value for name, value in itc.items()}}
@@ -54,20 +55,17 @@ def reranked(model: BlipRetrieval, feats: Tensor, ids: Tensor, mask: Tensor, sim
 
 
 def ranks(to_text: np.ndarray, to_image: np.ndarray, image_of_text: np.ndarray) -> dict[str, float]:
-    """`itm_eval` of salesforce/BLIP train_retrieval.py: the place of the best-placed right answer, as recall at 1, 5, 10."""
+    """`itm_eval` of salesforce/BLIP train_retrieval.py: the place of the best-placed right answer, as recall at 1, 5, 10.
+
+    Both scores are (N, M). Of equal ones the higher index comes first, as in postprocess/recall.py.
+    """
     images = np.arange(len(to_text))
     right = image_of_text[None, :] == images[:, None]  # (N, M)
     found = {
-        "txt": np.take_along_axis(right, np.argsort(-to_text, axis=1, kind="stable"), axis=1).argmax(1),  # (N,)
-        "img": np.take_along_axis(right, np.argsort(-to_image, axis=0, kind="stable"), axis=0).argmax(0),  # (M,)
+        "txt": np.take_along_axis(right, np.argsort(to_text, axis=1, kind="stable")[:, ::-1], axis=1).argmax(1),  # (N,)
+        "img": np.take_along_axis(right, np.argsort(to_image, axis=0, kind="stable")[::-1], axis=0).argmax(0),  # (M,)
     }
     return {f"{name}_r{k}": float(100 * (place < k).mean()) for name, place in found.items() for k in (1, 5, 10)}
-
-
-def _encoded(ids: Tensor, encode_id: int) -> Tensor:
-    ids = ids.clone()
-    ids[:, 0] = encode_id
-    return ids
 
 
 @dataclass(frozen=True)
@@ -79,4 +77,5 @@ class Chance:
 
 
 def chance(data: CaptionedPictures) -> Chance:
+    """Recall at 1 that a random order of `data` is expected to reach."""
     return Chance(100 * float(np.diff(data.first).mean()) / len(data.ids), 100 / len(data))

@@ -41,11 +41,10 @@ def run(cfg: BlipConfig, files: Files, workers: int, options: Options, command: 
 
     Raises UserError or Misuse when a file or an option cannot be used, or the training fails.
     """
-    if files.out.is_dir():
-        raise Misuse(f"--out {files.out} is a folder; give the name of a file, such as {files.out / 'weights.safetensors'}.")
+    make_room(files.out)
     tokenizer = open_tokenizer(files.tokenizer, cfg)
-    data = read_pictures(files.annotations, files.images, tokenizer, cfg, workers)
-    held_out = read_pictures(files.held_out, files.images, tokenizer, cfg, workers) if files.held_out else None
+    data = read_pictures(files.annotations, "train", files.images, tokenizer, cfg, workers)
+    held_out = read_pictures(files.held_out, "test", files.images, tokenizer, cfg, workers) if files.held_out else None
     log: list[dict[str, Any]] = [{"command": command, "options": asdict(options), **_about(data, held_out)}]
     click.echo(_text(log[0]))
     log[0] |= {"threads": torch.get_num_threads(), "versions": manifest.versions()}
@@ -58,10 +57,38 @@ def run(cfg: BlipConfig, files: Files, workers: int, options: Options, command: 
         if record["step"] % options.validate_every == 0 or record["step"] == options.steps:
             made_by = {"command": command, "seed": str(options.seed), "step": str(record["step"])}
             checkpoint.save(model, files.out, made_by)
-            manifest.write_text(files.out.with_suffix(".log"), "".join(json.dumps(entry) + "\n" for entry in log))
+            manifest.write_text(log_of(files.out), "".join(json.dumps(entry) + "\n" for entry in log))
 
     pretrain(model, tokenizer, data, held_out, options, note)
-    click.echo(f"{files.out}: {files.out.stat().st_size / 1e6:.2f} MB, log in {files.out.with_suffix('.log')}")
+    click.echo(f"{files.out}: {files.out.stat().st_size / 1e6:.2f} MB, log in {log_of(files.out)}")
+
+
+def log_of(out: Path) -> Path:
+    """The log of the training that writes the checkpoint `out`."""
+    return out.with_suffix(".log")
+
+
+def make_room(out: Path) -> None:
+    """Make the folder of `out` and try to write there: the first save comes after much work.
+
+    What lies there from an earlier training stays as it is until then. Raises Misuse when `out` cannot be written.
+    """
+    log = log_of(out)
+    if out.is_dir():
+        raise Misuse(f"--out {out} is a folder; give the name of a file, such as {out / 'weights.safetensors'}.")
+    if out == log:
+        raise Misuse(f"--out {out} has the name of its own log. Give the weights another suffix, such as .safetensors.")
+    if log.is_dir():
+        raise Misuse(f"The log of --out {out} would be {log}, which is a folder. Give another --out.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path in (out, log):
+            beside = path.with_name(f".{path.name}.part")  # where checkpoint.save and manifest.write_text begin
+            beside.touch()
+            beside.unlink()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Misuse(f"--out {out} cannot be written ({why}). Give the name of a file in a folder of yours.") from error
 
 
 def _about(data: CaptionedPictures, held_out: CaptionedPictures | None) -> dict[str, Any]:
