@@ -29,6 +29,7 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def compared(scene: Scene, rng: np.random.Generator) -> str:
+    """One group stands in relation to the other: left of, above."""
     swap = bool(rng.integers(2))
     p, q = _order(scene, swap)
     ways = (
@@ -40,6 +41,7 @@ def compared(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def by_halves(scene: Scene, rng: np.random.Generator) -> str:
+    """One half of the picture after the other."""
     swap = bool(rng.integers(2))
     p, q = _order(scene, swap)
     here, there = _sides(scene, swap)
@@ -48,6 +50,7 @@ def by_halves(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def shapes_first(scene: Scene, rng: np.random.Generator) -> str:
+    """Both shapes, then their colours and where one of them is."""
     p, q = _order(scene, bool(rng.integers(2)))
     swap = bool(rng.integers(2))
     r, s = _order(scene, swap)
@@ -58,6 +61,7 @@ def shapes_first(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def colours_first(scene: Scene, rng: np.random.Generator) -> str:
+    """Both colours and where they are, then the shapes in the same order."""
     swap = bool(rng.integers(2))
     p, q = _order(scene, swap)
     places = f"{p.colour} {_at(scene, swap)} and {q.colour} {_at(scene, not swap)}"
@@ -67,6 +71,7 @@ def colours_first(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def counted(scene: Scene, rng: np.random.Generator) -> str:
+    """The number of all shapes, then one group; how many the other has is left to be worked out."""
     swap = bool(rng.integers(2))
     p, q = _order(scene, swap)
     total = NUMBERS[p.count + q.count]

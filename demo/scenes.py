@@ -59,10 +59,12 @@ class Scene:
 
     @property
     def simple(self) -> bool:
+        """Only one group is there."""
         return NOTHING in (self.first, self.second)
 
     @property
     def sound(self) -> bool:
+        """Colours and shapes differ, so that each group can be named by either."""
         return self.first.colour != self.second.colour and self.first.shape != self.second.shape
 
 
@@ -72,6 +74,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def random_scene(rng: np.random.Generator, simple: bool = False) -> Scene:
+    """Any scene, of either split; of one group only when `simple`."""
     colours, shapes = rng.choice(COLOURS, 2, replace=False), rng.choice(SHAPES, 2, replace=False)
     sizes, counts = rng.choice(SIZES, 2), rng.integers(1, MOST + 1, 2)
     first, second = (Things(int(counts[n]), str(colours[n]), str(shapes[n]), str(sizes[n])) for n in (0, 1))

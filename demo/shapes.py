@@ -101,9 +101,10 @@ OUTLINES = {
 
 
 def write(out: Path, split: str, count: int, seed: int) -> bool:
-    """Write the set; False when `out` already holds it, drawn with the same arguments. Raises Misuse for a count out of reach.
+    """Write the set; False when `out` already holds it, drawn with the same arguments.
 
     The pictures are drawn beside and renamed, and the annotations come last: their presence means that the set is whole.
+    An earlier set is replaced. Raises Misuse for a count out of reach, and when what would be replaced was not drawn here.
     """
     if not 0 < count <= SPLITS[split]:
         raise Misuse(f"--count is {count:,}; the {split} split gives 1 to {SPLITS[split]:,} pictures of different scenes.")
@@ -111,6 +112,9 @@ def write(out: Path, split: str, count: int, seed: int) -> bool:
     annotations, pictures, made = out / f"{split}.json", out / split, out / f".{split}.made.json"
     if annotations.is_file() and made.is_file() and made.read_text("utf-8") == json.dumps(arguments):
         return False
+    for found in (annotations, pictures):
+        if found.exists() and not made.is_file():
+            raise Misuse(f"{found} was not drawn by demo.shapes, which would replace it. Choose another --out, or move it away.")
     part = out / f".{split}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -121,12 +125,12 @@ def write(out: Path, split: str, count: int, seed: int) -> bool:
             texts = captions(scene, np.random.default_rng(wording))
             entries.append({"image": f"{split}/{number:04d}.png", "caption": texts, "image_id": number})
         annotations.unlink(missing_ok=True)
+        manifest.write_text(made, json.dumps(arguments))  # from here on the pictures count as drawn here, whole or not
         shutil.rmtree(pictures, ignore_errors=True)
         part.rename(pictures)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    manifest.write_text(made, json.dumps(arguments))
     manifest.write_text(annotations, "[\n" + ",\n".join(json.dumps(e) for e in entries) + "\n]\n")
     return True
 

@@ -107,7 +107,8 @@ def test_lm_smooths_and_leaves_padding_out(model: BlipPretrain, batch: tuple[Ten
     terms = []
     for row in range(B):
         words = int(mask[row].sum())
-        logits = model.text_decoder(ids[row : row + 1, :words], mask[row : row + 1, :words], feat[row : row + 1])[0]
+        kv = model.text_encoder.image_kv(feat[row : row + 1])
+        logits = model.text_decoder(ids[row : row + 1, :words], mask[row : row + 1, :words], kv)[0]  # (words, vocab)
         for place in range(words - 1):
             scores = log_softmax(logits[place].tolist())
             right = scores[int(ids[row, place + 1])]
@@ -119,10 +120,10 @@ def test_lm_smooths_and_leaves_padding_out(model: BlipPretrain, batch: tuple[Ten
 
 def test_lm_does_not_look_ahead(model: BlipPretrain, batch: tuple[Tensor, Tensor, Tensor]) -> None:
     image, ids, mask = batch
-    feat = model.image_feat(image)[:1]
+    kv = model.text_encoder.image_kv(model.image_feat(image)[:1])
     other = ids[:1].clone()
     other[0, 4:] = 5
-    a, b = (model.text_decoder(x, mask[:1], feat)[0] for x in (ids[:1], other))
+    a, b = (model.text_decoder(x, mask[:1], kv)[0] for x in (ids[:1], other))
     torch.testing.assert_close(a[:4], b[:4], atol=0, rtol=0)
     assert not torch.equal(a[4:], b[4:])
 

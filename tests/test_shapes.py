@@ -13,6 +13,7 @@ from PIL import Image
 from demo import shapes
 from demo.captions import captions
 from demo.scenes import NOTHING, SPLITS, TOGETHER, Scene, Things, is_held_out, near_duplicates, random_scene, scenes
+from models import manifest
 from models.config import PRESETS
 from models.errors import Misuse
 from preprocess.annotations import read_annotations
@@ -59,6 +60,37 @@ def test_a_stopped_run_is_not_taken_for_a_set(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     assert shapes.write(tmp_path, "test", 5, 1)
+
+
+@pytest.mark.parametrize("theirs", ["test.json", "test/photo.jpg"])
+def test_what_others_made_is_not_replaced(theirs: str, tmp_path: Path) -> None:
+    file = tmp_path / theirs
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Misuse, match="not drawn by demo.shapes"):
+        shapes.write(tmp_path, "test", 5, 1)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert file.read_text() == "kept"
+    assert shapes.write(tmp_path, "train", 5, 1)  # has other names
+
+
+def test_a_run_stopped_between_its_renames_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures lie there and the annotations do not: they count as drawn here, and the set is not taken for whole."""
+    plain = manifest.write_text
+
+    def stop(path: Path, text: str) -> None:
+        if path.name == "test.json":
+            raise KeyboardInterrupt
+        plain(path, text)
+
+    monkeypatch.setattr(manifest, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        shapes.write(tmp_path, "test", 5, 1)
+    assert (tmp_path / "test" / "0005.png").is_file()
+    monkeypatch.undo()
+    assert shapes.write(tmp_path, "test", 5, 1)
+    assert len(read_annotations(tmp_path / "test.json").images) == 5
 
 
 def test_the_form_is_karpathys(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from training import checkpoint, data, pretrain
 from training.__main__ import main
 from training.initial import initialise, sines
 from training.pretrain import Options
-from training.recall import ranks, recall
 
 TOKENIZER = Path(__file__).parent.parent / "demo" / "tokenizer"
 SMALL = BlipConfig(
@@ -54,7 +54,7 @@ def tokenizer() -> CaptionTokenizer:
 
 @pytest.fixture(scope="module")
 def captioned(pictures: Path, tokenizer: CaptionTokenizer) -> data.CaptionedPictures:
-    return data.read_pictures(pictures / "train.json", pictures, tokenizer, SMALL, workers=1)
+    return data.read_pictures(pictures / "train.json", "train", pictures, tokenizer, SMALL, workers=1)
 
 
 def fresh() -> BlipPretrain:
@@ -112,8 +112,8 @@ def test_shifted_moves_and_repeats_the_edge() -> None:
     padded = np.pad(pixels, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     crops = [padded[:, :, y : y + 4, x : x + 4] for y in range(3) for x in range(3)]
     rng = np.random.default_rng(0)
-    places = [next(n for n, c in enumerate(crops) if np.array_equal(c, data.shifted(pixels, 1, rng))) for _ in range(1)]
-    assert places
+    moved = [data.shifted(pixels, 1, rng) for _ in range(50)]
+    assert {[np.array_equal(m, crop) for crop in crops].index(True) for m in moved} == set(range(9))
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
@@ -239,25 +239,6 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "text.safetensors")
 
 
-def test_recall_is_itm_evals() -> None:
-    scores = np.array([[0.9, 0.1, 0.8, 0.0], [0.7, 0.6, 0.5, 0.4]])  # 2 pictures, 2 captions of each
-    found = ranks(scores, scores, np.array([0, 0, 1, 1]))
-    # Picture 1's own captions come third and fourth; captions 1 and 3 find their pictures second and first.
-    assert (found["txt_r1"], found["txt_r5"]) == (50.0, 100.0)
-    assert (found["img_r1"], found["img_r5"]) == (50.0, 100.0)
-
-
-def test_recall_reranks_all_when_k_covers_all(tokenizer: CaptionTokenizer, captioned: data.CaptionedPictures) -> None:
-    """k_test beyond the set gives a score to every pair, and the model is left in the mode it was in."""
-    model = fresh()
-    wide = BlipPretrain(dataclasses.replace(SMALL, protocol=Protocol(k_test=1000)))
-    wide.load_state_dict(model.state_dict())
-    found = recall(wide, captioned, tokenizer.encode_id)
-    assert wide.training
-    assert found["txt_r10"] >= found["txt_r1"]
-    assert recall(model, captioned, tokenizer.encode_id)["itc_txt_r1"] == found["itc_txt_r1"]
-
-
 def test_the_command_writes_a_checkpoint_and_its_log(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run" / "weights.safetensors"
     short = ["--steps", 4, "--batchsize", 10, "--validate-every", 2]
@@ -270,6 +251,50 @@ def test_the_command_writes_a_checkpoint_and_its_log(pictures: Path, tmp_path: P
     assert checkpoint.load(out).cfg == SMALL
 
 
+def test_of_karpathys_own_file_train_is_learnt_and_test_held_out(pictures: Path, tmp_path: Path) -> None:
+    entries = []
+    for split in ("train", "test"):
+        for entry in json.loads((pictures / f"{split}.json").read_text("utf-8")):
+            folder, name = entry["image"].split("/")
+            sentences = [{"raw": caption} for caption in entry["caption"]]
+            entries.append({"filepath": folder, "filename": name, "split": split, "sentences": sentences})
+    dataset, out = tmp_path / "dataset_demo.json", tmp_path / "w.safetensors"
+    dataset.write_text(json.dumps({"images": entries}), "utf-8")
+    options = ["--annotations", dataset, "--held-out", dataset, "--out", out, "--steps", 1, "--batchsize", 10]
+    result = command(pictures, *options)
+    assert result.exit_code == 0, result.output
+    head = json.loads(out.with_suffix(".log").read_text("utf-8").splitlines()[0])
+    assert [head[name] for name in ("pictures", "captions", "held_out_pictures", "held_out_captions")] == [20, 100, 10, 50]
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("w.log", "name of its own log"),
+        ("weights.safetensors", "weights.log, which is a folder"),
+        ("a_file/w.safetensors", "cannot be written"),
+        ("a_file/below/w.safetensors", "cannot be written"),
+        (f"{'n' * 250}.safetensors", "cannot be written (File name too long)"),
+    ],
+)
+def test_a_bad_out_is_found_before_anything_is_read(out: str, said: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "a_file").write_text("kept")
+    (tmp_path / "weights.log").mkdir()
+    result = command(pictures, "--annotations", "none.json", "--out", tmp_path / out)
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_file", "weights.log"]
+
+
+def test_a_failed_training_leaves_an_earlier_one_alone(pictures: Path, tmp_path: Path) -> None:
+    for name in ("w.safetensors", "w.log"):
+        (tmp_path / name).write_text(f"earlier {name}")
+    result = command(pictures, "--out", tmp_path / "w.safetensors", "--batchsize", 10, "--lr", 1e30, "--warmup", 0)
+    assert result.exit_code == 1, result.output
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {n: f"earlier {n}" for n in ("w.safetensors", "w.log")}
+
+
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
@@ -280,6 +305,9 @@ def test_the_command_writes_a_checkpoint_and_its_log(pictures: Path, tmp_path: P
         (["--batchsize", 0], 2, "--batchsize"),
         (["--batchsize", 10, "--easy", 40], 2, "--easy is 40"),
         (["--lr", 0], 2, "--lr"),
+        (["--workers", 0], 2, "--workers"),
+        (["--workers", 257], 2, "--workers"),
+        (["--model", "blip-demo"], 2, "both give the sizes"),
         (["--annotations", "none.json"], 1, "no annotation file"),
         (["--images", "nowhere"], 1, "does not exist"),
         (["--model", "blip-dmo"], 2, "blip-demo"),
@@ -289,7 +317,7 @@ def test_the_command_writes_a_checkpoint_and_its_log(pictures: Path, tmp_path: P
 )
 def test_misuse_is_said_in_a_sentence(more: list[object], code: int, said: str, pictures: Path, tmp_path: Path) -> None:
     fixed: list[object] = [] if "--out" in more else ["--out", tmp_path / "w.safetensors"]
-    if "--model" in more:
+    if "blip-dmo" in more:
         result = CliRunner().invoke(main, ["pretrain", *map(str, [*more, "--annotations", "a", "--images", "b"])])
     else:
         result = command(pictures, *fixed, *more)
@@ -322,6 +350,26 @@ def test_the_demos_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(demo.train.main, ["--out", str(tmp_path), "--steps", "2"])
     assert result.exit_code == 0, result.output
     assert checkpoint.load(tmp_path / "weights.safetensors").cfg == config.PRESETS["blip-demo"]
+
+
+def test_the_recorded_command_is_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the log of the demo's weights says was typed still means what demo.train does."""
+    seen: list[object] = []
+    monkeypatch.setattr("training.__main__.run", lambda *arguments: seen.extend(arguments))
+    with (Path(demo.train.__file__).parent / "training.log").open(encoding="utf-8") as log:
+        recorded = json.loads(next(log))["command"]
+    result = CliRunner().invoke(main, shlex.split(recorded)[1:])
+    assert result.exit_code == 0, result.output
+    sizes, _, _, options, _ = seen
+    assert (sizes, options) == (config.PRESETS["blip-demo"], demo.train.RECIPE)
+
+
+def test_without_sizes_the_demos_model_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr("training.__main__.run", lambda *arguments: seen.extend(arguments))
+    result = CliRunner().invoke(main, ["pretrain", "--annotations", "a", "--images", "b"])
+    assert result.exit_code == 0, result.output
+    assert seen[0] == config.PRESETS["blip-demo"]
 
 
 def test_the_demos_weights_are_of_its_preset_and_of_their_log() -> None:

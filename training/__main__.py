@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 import click
 
 from models import config
-from models.errors import Group
+from models.errors import Group, Misuse
 from preprocess.workers import usable_cpus
 from training.pretrain import Options
 from training.run import Files, run
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
+PRESET = "blip-demo"  # when neither --model nor --config says otherwise
 DEFAULTS = {field.name: field.default for field in fields(Options)}
 POSITIVE, NATURAL, SHARE = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0, min_open=True)
 
@@ -34,17 +35,21 @@ def option(name: str, kind: Any, text: str) -> Callable[[Function], Function]:
 
 
 @main.command("pretrain", context_settings={"show_default": True})
-@click.option("--model", "name", default="blip-demo", help="Sizes: a preset.")
+@click.option("--model", "name", show_default=PRESET, help=f"Sizes: a preset, {', '.join(config.PRESETS)}.")
 @click.option("--config", "config_file", type=FOLDER, help="Sizes: a JSON file, in place of a preset.")
 @click.option("--tokenizer", type=FOLDER, default="demo/tokenizer", help="vocab.txt or tokenizer.json of BERT, or its folder.")
-@click.option("--annotations", type=FOLDER, required=True, help="JSON in the Karpathy form of BLIP.")
+@click.option("--annotations", type=FOLDER, required=True, help="JSON: the Karpathy form of BLIP, or Karpathy's own file.")
 @click.option("--images", type=FOLDER, required=True, help="Folder that the picture paths start from.")
-@click.option("--held-out", type=FOLDER, help="Annotations to measure recall on; their pictures lie below --images too.")
+@click.option("--held-out", type=FOLDER, help="Such JSON to measure recall on; its pictures lie below --images too.")
 @click.option(
     "--out", type=FOLDER, default="build/train/weights.safetensors", help="Checkpoint to write; its log lies beside it."
 )
 @click.option(
-    "--workers", type=POSITIVE, default=min(usable_cpus(), 16), show_default="one per CPU", help="Processes that decode."
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=lambda: min(usable_cpus(), 16),
+    show_default="one per CPU, at most 16",
+    help="Processes that decode.",
 )
 @option("steps", POSITIVE, "Batches to train on.")
 @option("batchsize", POSITIVE, "Pictures in a batch.")
@@ -60,9 +65,11 @@ def option(name: str, kind: Any, text: str) -> Callable[[Function], Function]:
 @option("seed", NATURAL, "Of the first weights, the order and the negatives.")
 @option("validate_every", POSITIVE, "Steps between measurements on --held-out.")
 @click.option("--bf16/--fp32", default=True, help="Precision of the matrix products.")
-def pretrain_command(name: str, config_file: Path | None, workers: int, **values: Any) -> None:
-    """Train from nothing with the losses ITC, ITM and LM."""
-    cfg = config.from_file(config_file) if config_file else config.preset(name)
+def pretrain_command(name: str | None, config_file: Path | None, workers: int, **values: Any) -> None:
+    """Train from nothing with the losses ITC, ITM and LM. Of Karpathy's own file train is learnt and test held out."""
+    if name is not None and config_file is not None:
+        raise Misuse(f"--model {name} and --config {config_file} both give the sizes. Leave one out.")
+    cfg = config.from_file(config_file) if config_file is not None else config.preset(PRESET if name is None else name)
     files = Files(**{field.name: values.pop(field.name) for field in fields(Files)})
     run(cfg, files, workers, Options(**values), shlex.join(["blip-train", *sys.argv[1:]]))
 

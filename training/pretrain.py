@@ -38,7 +38,7 @@ class Options:
     together: int = 5  # pictures that follow one another in the annotations and stay in one batch
     easy: int = 0  # the first so many pictures of the annotations are easy ...
     easy_steps: int = 0  # ... and the only ones in so many first steps
-    itm_after: int = 0  # steps without the matching loss: it costs most of the time and teaches nothing before the others have
+    itm_after: int = 0  # steps without the matching loss, which hardly learns before the others have
     lr: float = 1.2e-3  # at the end of the warm-up; then a cosine down to FINAL of it
     warmup: int = 200  # steps
     weight_decay: float = 0.05

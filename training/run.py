@@ -73,22 +73,20 @@ def make_room(out: Path) -> None:
 
     What lies there from an earlier training stays as it is until then. Raises Misuse when `out` cannot be written.
     """
-    log = log_of(out)
-    if out.is_dir():
-        raise Misuse(f"--out {out} is a folder; give the name of a file, such as {out / 'weights.safetensors'}.")
-    if out == log:
-        raise Misuse(f"--out {out} has the name of its own log. Give the weights another suffix, such as .safetensors.")
-    if log.is_dir():
-        raise Misuse(f"The log of --out {out} would be {log}, which is a folder. Give another --out.")
     try:
+        if out.is_dir():
+            raise Misuse(f"--out {out} is a folder; give the name of a file, such as {out / 'weights.safetensors'}.")
+        if out == (log := log_of(out)):
+            raise Misuse(f"--out {out} has the name of its own log. Give the weights another suffix, such as .safetensors.")
+        if log.is_dir():
+            raise Misuse(f"The log of --out {out} would be {log}, which is a folder. Give another --out.")
         out.parent.mkdir(parents=True, exist_ok=True)
         for path in (out, log):
             beside = path.with_name(f".{path.name}.part")  # where checkpoint.save and manifest.write_text begin
             beside.touch()
             beside.unlink()
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise Misuse(f"--out {out} cannot be written ({why}). Give the name of a file in a folder of yours.") from error
+    except OSError as error:
+        raise Misuse(f"--out {out} cannot be written ({error.strerror}). Give a file in a folder of yours.") from error
 
 
 def _about(data: CaptionedPictures, held_out: CaptionedPictures | None) -> dict[str, Any]:
