@@ -68,7 +68,7 @@ def test_what_others_made_is_not_replaced(theirs: str, tmp_path: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text("kept")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(Misuse, match="not drawn by demo.shapes"):
+    with pytest.raises(Misuse, match=r"not drawn by demo\.shapes"):
         shapes.write(tmp_path, "test", 5, 1)
     assert sorted(tmp_path.rglob("*")) == before
     assert file.read_text() == "kept"
@@ -183,7 +183,7 @@ def test_words_alone_do_not_tell_pictures_apart() -> None:
 
 def test_no_caption_has_an_unknown_word() -> None:
     config = PRESETS["blip-demo"]
-    tokenizer = CaptionTokenizer.load(VOCABULARY, config.protocol)
+    tokenizer = CaptionTokenizer.load(VOCABULARY, config)
     assert tokenizer.size == config.text.vocab
     unknown = VOCABULARY.read_text("utf-8").split("\n").index("[UNK]")
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.config import BlipConfig
-from models.errors import Misuse, UserError
+from models.errors import Misuse
 from preprocess.annotations import read_annotations
 from preprocess.images import normalise, read_image
 from preprocess.text import CaptionTokenizer, pre_caption
@@ -50,13 +50,7 @@ class CaptionedPictures:
 
 def open_tokenizer(path: Path, config: BlipConfig) -> CaptionTokenizer:
     """The model's tokenizer. Raises UserError when it has another number of tokens than the model."""
-    tokenizer = CaptionTokenizer.load(path, config.protocol)
-    if tokenizer.size != config.text.vocab:
-        raise UserError(
-            f"{tokenizer.file} has {tokenizer.size:,} tokens, counting those BLIP adds, but the model has {config.text.vocab:,}. "
-            "Train with the model's own vocabulary (--tokenizer)."
-        )
-    return tokenizer
+    return CaptionTokenizer.load(path, config)
 
 
 def read_pictures(
