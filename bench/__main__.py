@@ -12,6 +12,7 @@ from bench.graphs import Load, chosen_names
 from bench.record import record_folder, write_record
 from bench.run import Against, bench
 from models.errors import Command, Misuse
+from preprocess.workers import usable_cpus
 from runtime.graphs import Graphs, read_graphs
 from runtime.onnx_session import available_provider
 from runtime.session import PROVIDERS
@@ -71,7 +72,7 @@ def main(
     else:
         _refuse_unused()
     found = read_graphs(graphs)
-    load = Load(batchsize, _fitting(found, length), loops, warmup, threads or machine.processors(), provider)
+    load = Load(batchsize, _fitting(found, length), loops, warmup, threads or usable_cpus(), provider)
     names = chosen_names(found, only)
     wanted = None if no_record else record or (RECORDS if machine.in_checkout() else None)
     available_provider(provider)  # before a folder is made

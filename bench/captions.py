@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.annotations import read_annotations
-from preprocess.text import CaptionTokenizer, pre_caption
+from preprocess.text import CaptionTokenizer, pre_caption, with_first
 from runtime.graphs import Graphs
 
 # Tokens with [CLS] and [SEP], about as in COCO, for want of captions.
@@ -29,16 +29,15 @@ class Captions:
 
     @property
     def itm_ids(self) -> np.ndarray:
-        """(C, L) int64 with [ENC] first, as salesforce/BLIP train_retrieval.py sets it for matching."""
-        ids = self.ids.copy()
-        ids[:, 0] = self.encode_id
-        return ids
+        """(C, L) int64, [ENC] first, as the ITM graphs take them."""
+        return with_first(self.ids, self.encode_id)
 
     def first(self, count: int) -> Captions:
         """The first `count`: a random sample, since the captions are in random order."""
         return Captions(self.source, self.ids[:count], self.mask[:count], self.encode_id)
 
     def describe(self) -> str:
+        """How many, of what, how long: a ratio of speeds depends on it."""
         lengths = self.mask.sum(axis=1)
         return f"{len(lengths)} {self.source}, {lengths.mean():.1f} tokens on average, {lengths.max()} at most"
 
@@ -47,7 +46,7 @@ def choose_captions(graphs: Graphs, annotations: Path | None, count: int, seed: 
     """`count` captions drawn at random from an annotation file; all of them when it has fewer. Raises UserError, see
     preprocess.annotations, when it cannot be read."""
     protocol = graphs.config.protocol
-    tokenizer = CaptionTokenizer.load(graphs.tokenizer, protocol)
+    tokenizer = CaptionTokenizer.load(graphs.tokenizer, graphs.config)
     draw = np.random.default_rng(seed)
     if annotations is None:
         return _invented(graphs, tokenizer, count, draw)

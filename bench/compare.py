@@ -42,7 +42,6 @@ class Setting:
     naive_pairs: int  # how many captions those score that take many times longer; their time per pair does not depend on it
     rounds: int
     threads: int
-    provider: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Measured:
 
     @property
     def ours(self) -> str:
+        """The way of the graphs, which the others are compared with."""
         return next(iter(self.items))
 
     def record(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def load_rival(graphs: Graphs, checkpoint: Path, threads: int) -> Rival:
 def compare(graphs: Graphs, rival: Rival, captions: Captions, setting: Setting) -> list[Measured]:
     """The three works, with a progress bar. Raises UserError when a graph is missing, or when the results do not agree."""
     graphs.first_of(NEEDED)
-    sessions = {name: open_session(graphs, name, setting.provider, setting.threads) for name in NEEDED}
+    sessions = {name: open_session(graphs, name, threads=setting.threads) for name in NEEDED}
     images = _random_pictures(graphs, sessions["image"].batch or setting.batchsize)
     feat = sessions["image"].run(input_image=images[:1])["image_feat"]  # (1, T, D)
     works = {

@@ -1,4 +1,4 @@
-"""Every graph of a graphs/ folder, timed as the runtime runs it."""
+"""Each graph of a graphs/ folder, timed by itself in the runtime's own session: full batches, captions of full length."""
 
 from __future__ import annotations
 

@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from models import manifest
+from preprocess.workers import usable_cpus
 
 ROOT = Path(__file__).parent.parent
-
-
-def processors() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load_average() -> float:
@@ -29,7 +23,7 @@ def facts() -> dict[str, Any]:
     """The machine and the releases, as a record keeps them."""
     return {
         "cpu": cpu_model(),
-        "processors": processors(),
+        "processors": usable_cpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": manifest.versions(),

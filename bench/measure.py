@@ -42,20 +42,13 @@ class Timing:
         return float(np.percentile(self.seconds, percent))
 
 
-def time_loops(work: Work, loops: int | None, warmup: int, tick: Tick | None = None) -> Timing:
-    """Call `work` `warmup` times untimed, then `loops` times timed.
-
-    Args:
-        loops: None goes on until 10 s were timed, at least 5 and at most 200 times.
-        tick: called after each timed call.
-    """
+def time_loops(work: Work, loops: int | None, warmup: int) -> Timing:
+    """Call `work` `warmup` times untimed, then `loops` times timed; None goes on until 10 s were timed, 5 to 200 times."""
     for _ in range(warmup):
         work()
     seconds: list[float] = []
     while not _enough(seconds, loops):
         seconds.append(_seconds(work))
-        if tick:
-            tick()
     return Timing(tuple(seconds))
 
 
@@ -68,7 +61,7 @@ def _enough(seconds: list[float], loops: int | None) -> bool:
 def interleave(works: dict[str, Work], rounds: int, warmup: int, tick: Tick | None = None) -> dict[str, Timing]:
     """Time each of `works` once per round, after `warmup` untimed rounds, so that what disturbs the machine disturbs all.
 
-    Each round begins with another one: none always runs on what the same neighbour left behind.
+    Each round begins with another one: none always runs on what the same neighbour left behind. `tick` is called after each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)

@@ -20,7 +20,6 @@ Product = tuple[int, int, int]  # rows, inner, columns
 
 # A large square one, and the widest layers of ViT-B/16 at 384 for one picture and for sixteen.
 PRODUCTS: tuple[Product, ...] = ((4096, 4096, 4096), (577, 768, 3072), (577, 3072, 768), (16 * 577, 768, 3072))
-DEVICES = {"cpu": "cpu", "cuda": "cuda", "cann": "cann"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,12 @@ class Peak:
 
     @property
     def best(self) -> float:
+        """What the fastest product reached: the roof that shares are of."""
         return max(self.gflops.values())
 
     @property
     def best_product(self) -> str:
+        """The product that reached it, as rows x inner x columns."""
         return max(self.gflops, key=lambda name: self.gflops[name])
 
     def merged(self, other: Peak) -> Peak:
@@ -101,11 +102,10 @@ def _in_onnxruntime(product: Product, threads: int, provider: str) -> Work:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[available_provider(provider)])
-    # Both sides stay where the product is computed: the roof holds no copies.
+    # Both sides stay where the product is computed (its devices have the providers' names): the roof holds no copies.
     bound = session.io_binding()
-    device = DEVICES[provider]
-    bound.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x, device, 0))
-    bound.bind_ortvalue_output("y", onnxruntime.OrtValue.ortvalue_from_shape_and_type((m, n), np.float32, device, 0))
+    bound.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x, provider, 0))
+    bound.bind_ortvalue_output("y", onnxruntime.OrtValue.ortvalue_from_shape_and_type((m, n), np.float32, provider, 0))
 
     def run() -> None:
         session.run_with_iobinding(bound)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,14 +32,15 @@ def write_record(folder: Path, what: str, model: str, load: Load, content: dict[
         "kind": "bench",
         "what": what,
         "date": now.isoformat(timespec="seconds"),
-        "command": f"python -m bench {shlex.join(sys.argv[1:])}".strip(),
+        "command": manifest.command(),
         "model": model,
         "batchsize": load.batchsize,
         "threads": load.threads,
         "provider": load.provider,
     }
     path = folder / f"{name}.json"
-    manifest.write_text(path, json.dumps(head | content, indent=1, ensure_ascii=False) + "\n")
+    # Escaped to ASCII: a path in the command may hold bytes that UTF-8 cannot write.
+    manifest.write_text(path, json.dumps(head | content, indent=1) + "\n")
     return path
 
 

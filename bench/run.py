@@ -13,8 +13,8 @@ from bench.compare import Measured, Setting, compare, load_rival
 from bench.graphs import Load, Row, own_forms, time_graphs
 from bench.peak import Peak, onnxruntime_peak, torch_peak
 from bench.table import compare_lines, graph_lines, library_lines, load_line, peak_lines, quote_line, threads_of
+from preprocess.workers import usable_cpus
 from runtime.graphs import Graphs
-from runtime.onnx_session import available_provider
 
 # The ways that compute keys and values for every pair take some 20 times longer per pair, so they score fewer pairs.
 NAIVE_PAIRS = 32
@@ -35,7 +35,6 @@ class Against:
 
 def bench(graphs: Graphs, names: Sequence[str], load: Load, against: Against | None, say: Say) -> dict[str, Any]:
     """Time the graphs `names`, then, with `against`, our way and transformers' taking turns. Raises UserError."""
-    available_provider(load.provider)  # before anything that takes long
     race = _Race(graphs, load, against) if against else None
     before = machine.load_average()
     # The roof before and after: its highest measurement counts, and the machine may have been busy once.
@@ -45,7 +44,7 @@ def bench(graphs: Graphs, names: Sequence[str], load: Load, against: Against | N
     _say_graphs(graphs, load, rows, peak, say)
     compared = race.run(peak, say) if race else {}
     loads = {"before": before, "after": machine.load_average()}
-    say(load_line(loads["before"], loads["after"], load.threads, machine.processors()))
+    say(load_line(loads["before"], loads["after"], load.threads, usable_cpus()))
     return {
         **machine.facts(),
         "load_average": loads,
@@ -67,7 +66,7 @@ class _Race:
         self._captions = choose_captions(graphs, against.captions, against.pairs)
         self._rival = load_rival(graphs, against.checkpoint, load.threads)
         naive = min(NAIVE_PAIRS, len(self._captions.ids))
-        self._setting = Setting(load.batchsize, against.itm_batchsize, naive, against.rounds, load.threads, load.provider)
+        self._setting = Setting(load.batchsize, against.itm_batchsize, naive, against.rounds, load.threads)
 
     def run(self, peak: Peak, say: Say) -> dict[str, Any]:
         """Measure and say; returns the part of the record that belongs to it."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
 
 from export.to_onnx import ATC, DEFAULT_OPSET, OPSETS, ORT, TARGETS
-from export.write import Plan, write_graphs
+from export.write import Options, write_graphs
 from models import config as configs
+from models.config import BlipConfig
 from models.errors import Command, Misuse
 from models.spec import graph_specs
 
@@ -46,7 +48,7 @@ from models.spec import graph_specs
     "--length",
     type=click.IntRange(min=3),
     default=None,
-    help="Fixed caption length in tokens, --target atc only.  [default: the model's]",
+    help="Fixed caption length in tokens, for graphs and data, --target atc only.  [default: the model's]",
 )
 def main(
     model: str | None,
@@ -73,16 +75,25 @@ def main(
         raise Misuse(
             "--batchsize and --length fix axes, which only --target atc does; the graphs of --target ort take any batch."
         )
-    longest = config.protocol.max_length
-    if length and length > longest:
-        raise Misuse(f"--length {length} is longer than the captions of this model, {longest} tokens.")
-    names = graphs.split(",") if graphs else list(graph_specs(config))
-    plan = Plan(
-        str(model or config_file), config, checkpoint, tokenizer, out, names, target, opset, batchsize or 1, length or longest
-    )
-    click.echo(f"{'graph':<12} {'output':<12} {'nodes':>6} {'MB':>9}  {'max abs':<7}  {'max rel':<7}  cases (batch, length)")
-    write_graphs(plan, click.echo)
+    if length:
+        config = _shortened(config, length)
+    # Each once, however often it was typed.
+    names = list(dict.fromkeys(graphs.split(","))) if graphs is not None else list(graph_specs(config))
+    options = Options(str(model or config_file), config, checkpoint, tokenizer, out, names, target, opset, batchsize or 1)
+    write_graphs(options, click.echo)
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
+
+
+def _shortened(config: BlipConfig, length: int) -> BlipConfig:
+    """The configuration for captions of `length` tokens, so that blip-pre cuts them as the graphs need them. A deviation
+    from the model's own length is said on screen. Raises Misuse when the model's captions are not that long."""
+    longest = config.protocol.max_length
+    if length > longest:
+        raise Misuse(f"--length {length} is longer than the captions of this model, {longest} tokens.")
+    if length < longest:
+        said = f"--length {length} deviates from the model's protocol, {longest} tokens"
+        click.echo(f"Warning: {said}; longer captions will be cut, and the figures will differ.", err=True)
+    return dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, max_length=length))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import nn
 
 from export.graphs import random_inputs
 from models.blip import BlipRetrieval
+from models.engine import DISABLED_OPTIMIZERS
 from models.errors import UserError
 from models.spec import GraphSpec
 
@@ -58,7 +59,10 @@ def measure(
     options.log_severity_level = 3
     worst = {t.name: (0.0, 0.0) for t in spec.outputs}
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Optimised as the runtime has it: what is measured is what will run.
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
+        )
         for seed, (batch, length) in enumerate(cases):
             inputs = random_inputs(spec.name, blip, batch, length, seed)
             with torch.no_grad():

@@ -16,6 +16,8 @@ from typing import Any
 
 from models.errors import Misuse, UserError
 
+INTERPOLATIONS = ("bicubic", "bilinear")  # the resizes that a protocol may name
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -118,15 +120,19 @@ def from_dict(values: object, where: str) -> BlipConfig:
     ):
         if width % part:
             raise UserError(f"{where}: {name} does not divide ({width} / {part}).")
-    if config.protocol.interpolation not in ("bicubic", "bilinear"):
-        raise UserError(f"{where}: protocol.interpolation is {config.protocol.interpolation!r}, expected bicubic or bilinear.")
-    if config.protocol.max_length < 2:
-        raise UserError(f"{where}: protocol.max_length is {config.protocol.max_length}, but [CLS] and [SEP] take 2.")
-    if config.protocol.max_length > text.positions:
-        raise UserError(
-            f"{where}: protocol.max_length is {config.protocol.max_length}, but text.positions is only {text.positions}."
-        )
+    _check_protocol(config.protocol, text.positions, where)
     return config
+
+
+def _check_protocol(protocol: Protocol, positions: int, where: str) -> None:
+    if protocol.interpolation not in INTERPOLATIONS:
+        raise UserError(f"{where}: protocol.interpolation is {protocol.interpolation!r}, expected {' or '.join(INTERPOLATIONS)}.")
+    if min(protocol.std) <= 0:
+        raise UserError(f"{where}: protocol.std must be above 0 in every channel, found {list(protocol.std)}.")
+    if protocol.max_length < 3:
+        raise UserError(f"{where}: protocol.max_length is {protocol.max_length}, but [CLS], a token and [SEP] take 3.")
+    if protocol.max_length > positions:
+        raise UserError(f"{where}: protocol.max_length is {protocol.max_length}, but text.positions is only {positions}.")
 
 
 def from_file(path: Path) -> BlipConfig:
@@ -161,10 +167,17 @@ def _whole(value: object, where: str) -> int:
 
 
 def _number(value: object, where: str) -> float:
-    # The upper bound keeps out Infinity, which JSON readers accept, and whole numbers that no float holds.
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-        raise UserError(f"{where} must be a number above 0, found {value!r}.")
+    # The bound keeps out NaN and Infinity, which JSON readers accept, and whole numbers that no float holds.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+        raise UserError(f"{where} must be a number, found {value!r}.")
     return float(value)
+
+
+def _positive(value: object, where: str) -> float:
+    number = _number(value, where)
+    if number <= 0:
+        raise UserError(f"{where} must be a number above 0, found {value!r}.")
+    return number
 
 
 def _text(value: object, where: str) -> str:
@@ -181,7 +194,7 @@ def _three(value: object, where: str) -> tuple[float, ...]:
 
 _READERS: dict[str, Any] = {
     "int": _whole,
-    "float": _number,
+    "float": _positive,
     "str": _text,
     "tuple[float, float, float]": _three,
     "VisionConfig": lambda value, where: _read(VisionConfig, value, where),

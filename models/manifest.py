@@ -58,7 +58,7 @@ def write(folder: Path, kind: str, content: dict[str, Any], files: dict[str, dic
         )
         files = {name: file_record(folder / name) for name in names}
     made_by = {
-        "command": shlex.join([*_program(), *sys.argv[1:]]),
+        "command": command(),
         "python": platform.python_version(),
         "versions": versions(),
     }
@@ -186,10 +186,11 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _program() -> list[str]:
-    """How this process was called: `blip-pre`, or `python -m preprocess`."""
+def command() -> str:
+    """How this process was called, to be typed again: `blip-pre retrieval ...`, or `python -m preprocess retrieval ...`."""
     called = Path(sys.argv[0])
-    return ["python", "-m", called.parent.name] if called.name == "__main__.py" else [called.name]
+    program = ["python", "-m", called.parent.name] if called.name == "__main__.py" else [called.name]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _digest(kind: str, content: dict[str, Any], files: dict[str, dict[str, Any]]) -> str:

@@ -6,7 +6,6 @@ length (both symbolic), T image tokens, D image width, S image size, H heads, K 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +37,6 @@ class TensorSpec:
         sizes: dict[Dim, int] = {BATCH: batch, LENGTH: length}
         return TensorSpec(self.name, self.dtype, tuple(sizes.get(d, d) for d in self.shape))
 
-    def nbytes(self) -> int:
-        """Bytes of a tensor whose axes are all numbers."""
-        return math.prod(int(d) for d in self.shape) * np.dtype(self.dtype).itemsize
-
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -61,6 +56,7 @@ class GraphSpec:
 
     @property
     def is_static(self) -> bool:
+        """Whether every axis of the inputs is a number: such a graph runs at one batch and one text length alone."""
         return all(isinstance(d, int) for t in self.inputs for d in t.shape)
 
 

@@ -6,7 +6,6 @@ The page stands alone: its pictures are data: URIs, its charts are inline SVG, i
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,6 @@ class Report:
 
     page: Path
     text: str  # what report.txt holds too
-    metrics: dict[str, Metrics]  # by method, under BLIP's names
 
 
 def write(outputs: Path, data: Path | None, out: Path, keys: str = "blip", verify: bool = False) -> Report:
@@ -62,14 +60,13 @@ def write(outputs: Path, data: Path | None, out: Path, keys: str = "blip", verif
         named = {method: recall.rename(values, keys) for method, values in metrics.items()}
         record = {"task": "retrieval", "keys": keys, "metrics": named, "curves": curves, **facts}
         manifest.write_text(folder / "report.json", json.dumps(record, indent=1) + "\n")
-        command = ["blip-post", "--recall", "--outputs", str(outputs), "--data", str(source.source.folder), "--out", str(out)]
-        page = _page(run, source, found, metrics, curves, {**facts, "command": shlex.join(command)})
+        page = _page(run, source, found, metrics, curves, {**facts, "command": manifest.command()})
         manifest.write_text(folder / "report.html", page)
         text = _text(facts["counts"], metrics, keys)
         manifest.write_text(folder / "report.txt", text + "\n")
         content = {"task": "retrieval", "metrics": metrics, **{part: facts[part] for part in ("outputs", "data", "graphs")}}
         manifest.write(folder, "report", content)
-    return Report(out / "report.html", text, metrics)
+    return Report(out / "report.html", text)
 
 
 def table(metrics: dict[str, Metrics]) -> str:

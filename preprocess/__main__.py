@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from models.config import INTERPOLATIONS
 from models.errors import Group
 from preprocess.dataset import LAYOUTS, PACKED
-from preprocess.images import INTERPOLATIONS
 from preprocess.retrieval import Options, Written, write_retrieval
 from preprocess.workers import usable_cpus
 
@@ -27,7 +27,7 @@ def main() -> None:
 @click.option("--out", type=FOLDER, default="build/data", help="Folder to write.")
 @click.option("--split", default="test", help="Which part of Karpathy's own file; the other form has no parts.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default=PACKED, help="One .npy per tensor, or one .bin per sample.")
-@click.option("--interpolation", type=click.Choice(list(INTERPOLATIONS)), show_default="the model's", help="How to resize.")
+@click.option("--interpolation", type=click.Choice(INTERPOLATIONS), show_default="the model's", help="How to resize.")
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),

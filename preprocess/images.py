@@ -27,9 +27,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from models.config import INTERPOLATIONS
 from models.errors import UserError
 
-INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
+# What Pillow decodes by itself. Not here on purpose: EPS, for which it starts Ghostscript, and IPTC, which may hold an EPS.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000"),
+    *("ICO", "PCX", "PSD", "QOI", "SGI", "TGA"),
+)
 
 
 def obstacle(path: Path) -> str | None:
@@ -46,18 +52,21 @@ def obstacle(path: Path) -> str | None:
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """The picture decoded and converted to RGB as the original does it, which is `convert("RGB")` and nothing else."""
+    """The picture decoded and converted to RGB as the original does it, which is `convert("RGB")` and nothing else.
+
+    Raises UserError, see read_image. Nothing of an untrusted file reaches another program.
+    """
     if reason := obstacle(path):
         raise UserError(f"{path} {reason}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata do not change a pixel
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return image.convert("RGB")
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is not a picture in a format that Pillow reads.") from error
+        raise UserError(f"{path} is not a picture in a format that Pillow decodes by itself.") from error
     except Exception as error:  # what a decoder raises on a broken file is open: OSError, SyntaxError, struct.error, ...
         why = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error).strip().rstrip(".")
         raise UserError(f"{path} cannot be decoded: {why or type(error).__name__}.") from error
@@ -65,15 +74,15 @@ def open_rgb(path: Path) -> Image.Image:
 
 def to_pixels(image: Image.Image, size: int, interpolation: str) -> np.ndarray:
     """(3, S, S) uint8: the picture squeezed into a square, its aspect ratio ignored."""
-    square = image.resize((size, size), INTERPOLATIONS[interpolation])
+    square = image.resize((size, size), FILTERS[interpolation])
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, S, S)
 
 
 def read_image(path: Path, size: int, interpolation: str) -> np.ndarray:
     """(3, S, S) uint8. `interpolation` is "bicubic" (the protocol) or "bilinear".
 
-    Raises UserError, naming the file and the reason, when it is missing, empty, truncated, no picture, or so large that
-    Pillow takes it for a decompression bomb.
+    Raises UserError, naming the file and the reason, when it is missing, empty, truncated, no picture in one of FORMATS, or so
+    large that Pillow takes it for a decompression bomb.
     """
     return to_pixels(open_rgb(path), size, interpolation)
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from models.config import Protocol
+from models.config import BlipConfig, Protocol
 from models.errors import UserError
 
 REQUIRED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -52,13 +51,16 @@ class CaptionTokenizer:
         self.size: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
-    def load(cls, path: Path, protocol: Protocol | None = None) -> CaptionTokenizer:
+    def load(cls, path: Path, config: BlipConfig | None = None) -> CaptionTokenizer:
         """Read a `tokenizer.json` or a `vocab.txt`, or a folder that holds one (tokenizer.json first).
 
-        Raises UserError when there is none or it is not a BERT vocabulary: not UTF-8, empty, a token twice, without
-        one of [PAD] [UNK] [CLS] [SEP].
+        Args:
+            config: the model whose tokenizer it is to be; None takes the usual protocol and a vocabulary of any size.
+
+        Raises UserError when there is none, when it is not a BERT vocabulary (not UTF-8, empty, a token twice, without one
+        of [PAD] [UNK] [CLS] [SEP]), or when the model has another number of tokens.
         """
-        protocol = protocol or Protocol()
+        protocol = config.protocol if config else Protocol()
         file = _find(path)
         data = file.read_bytes()
         try:
@@ -81,7 +83,13 @@ class CaptionTokenizer:
             raise UserError(
                 f"{file} does not put [CLS] before and [SEP] after a text, as BERT does. Give the vocab.txt of bert-base-uncased."
             )
-        return cls(tokenizer, file, hashlib.sha256(data).hexdigest(), protocol)
+        found = cls(tokenizer, file, hashlib.sha256(data).hexdigest(), protocol)
+        if config and found.size != config.text.vocab:
+            raise UserError(
+                f"{file} has {found.size:,} tokens, counting those BLIP adds, but the model has {config.text.vocab:,}. "
+                "Give blip-export and blip-train the vocabulary that belongs to the model (--tokenizer)."
+            )
+        return found
 
     def encode(self, captions: list[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and mask, both (M, max_length) int64: [CLS] first, then the text, [SEP] last even when the text was
@@ -96,10 +104,13 @@ class CaptionTokenizer:
         mask = np.array([e.attention_mask for e in encodings], np.int64).reshape(shape)  # (M, L)
         return ids, mask
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of one row of ids, without special tokens."""
-        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-        return text
+
+def with_first(ids: np.ndarray, token_id: int) -> np.ndarray:
+    """A copy of `ids` (M, L) with `token_id` in place of [CLS]: [ENC] when a caption is matched with a picture, as
+    salesforce/BLIP train_retrieval.py sets it."""
+    changed = np.array(ids)
+    changed[:, 0] = token_id
+    return changed
 
 
 def _id(tokenizer: Tokenizer, token: str) -> int:
@@ -145,7 +156,6 @@ def _from_vocabulary(text: str, file: Path) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
     )
-    tokenizer.decoder = decoders.WordPiece()
     special = [token for token in (*REQUIRED, "[MASK]") if token in ids]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from models.engine import DISABLED_OPTIMIZERS
 from models.errors import UserError
 from models.spec import GraphSpec, TensorSpec
 
 PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "cann": "CANNExecutionProvider"}
 PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu", "cann": "onnxruntime-cann"}
-# ONNX Runtime's fused Add + LayerNorm runs eight times as long on a CPU as the two kernels it replaces: without the
-# fusion `itm_cached` takes 7 % less time at base size (64 captions of 12 tokens, one thread).
-SLOWER = {"cpu": ["SkipLayerNormFusion"]}
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
@@ -29,7 +27,7 @@ class OnnxBackend:
         options.intra_op_num_threads = threads or 0
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=[wanted], disabled_optimizers=SLOWER.get(provider, [])
+                str(path), options, providers=[wanted], disabled_optimizers=DISABLED_OPTIMIZERS.get(provider, [])
             )
         except Exception as error:  # onnxruntime's own classes share no base but Exception
             raise UserError(f"{path} cannot be loaded: {_first_line(error)} Write the graphs again with blip-export.") from error

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from preprocess.dataset import RetrievalData, Tensor, Writer
+from preprocess.text import with_first
 from runtime.batches import by_length, prefetched, trimmed
 from runtime.embed import ShardWork, refuse_nan
 from runtime.plan import Plan
@@ -60,9 +61,7 @@ def score_picture(
 
 def itm_ids(data: RetrievalData) -> np.ndarray:
     """(M, L) int64: the captions with [ENC] in the first place, as salesforce/BLIP train_retrieval.py sets it."""
-    ids = np.array(data.ids[:])
-    ids[:, 0] = data.encode_id
-    return ids
+    return with_first(data.ids[:], data.encode_id)
 
 
 def pair_shards(plan: Plan, size: int) -> Iterator[tuple[int, int]]:

@@ -185,7 +185,7 @@ def test_real_captions(ort_graphs: Path, tmp_path: Path) -> None:
     tokenizer = CaptionTokenizer.load(graphs.tokenizer)
     found = choose_captions(graphs, annotations(tmp_path), 10)
     assert found.ids.shape == found.mask.shape == (10, TINY.protocol.max_length)
-    assert tokenizer.decode(found.ids[0]).startswith("word0")
+    assert set(found.ids[:, 1]) == {chain.TOKENS.index("word0")}  # behind [CLS]
     assert found.describe().startswith("10 captions of captions.json, ")
     np.testing.assert_array_equal(found.itm_ids[:, 1:], found.ids[:, 1:])
     assert set(found.itm_ids[:, 0]) == {tokenizer.encode_id}
@@ -230,6 +230,13 @@ def test_every_graph_is_timed(ort_graphs: Path, tmp_path: Path) -> None:
     assert found["rows"][0]["length"] == TINY.protocol.max_length
     assert found["graphs"]["opset"] == 18
     assert found.keys() >= {"command", "cpu", "python", "versions", "load_average", "threads", "provider", "date"}
+
+
+def test_record_says_how_it_was_called(ort_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the bytes of a path."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/blip-bench", "--record", "caf\udce9"])
+    chain.done(blip_bench(ort_graphs, "--only", "text_embed", "--record", tmp_path))
+    assert record_in(tmp_path)["command"] == "blip-bench --record 'caf\udce9'"
 
 
 def test_one_graph_at_another_length(ort_graphs: Path, tmp_path: Path) -> None:

@@ -64,6 +64,13 @@ def test_fields_with_a_default_may_be_left_out(tmp_path: Path) -> None:
     assert from_dict(values, "here").protocol.k_test == 7
 
 
+def test_numbers_at_the_edge_of_what_is_allowed() -> None:
+    values = to_dict(TINY)
+    values["protocol"].update(mean=[0, -0.5, 0.0], max_length=3)
+    protocol = from_dict(values, "here").protocol
+    assert (protocol.mean, protocol.max_length) == ((0.0, -0.5, 0.0), 3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -75,14 +82,22 @@ def test_fields_with_a_default_may_be_left_out(tmp_path: Path) -> None:
         (lambda v: v["text"].update(depth=True), "whole number above 0, found True"),
         (lambda v: v["text"].update(depth="12"), "whole number above 0, found '12'"),
         (lambda v: v["text"].update(depth=2.5), "whole number above 0, found 2.5"),
-        (lambda v: v["text"].update(eps=float("nan")), "here: text: eps must be a number above 0, found nan"),
-        (lambda v: v["text"].update(eps=float("inf")), "must be a number above 0, found inf"),
-        (lambda v: v["text"].update(eps=10**400), "must be a number above 0, found 1000"),
+        (lambda v: v["text"].update(eps=float("nan")), "here: text: eps must be a number, found nan"),
+        (lambda v: v["text"].update(eps=float("inf")), "must be a number, found inf"),
+        (lambda v: v["text"].update(eps=0), "here: text: eps must be a number above 0, found 0"),
+        (lambda v: v["text"].update(eps=-1e-12), "must be a number above 0, found -1e-12"),
+        (lambda v: v["text"].update(eps=10**400), "must be a number, found 1000"),
         (lambda v: v["protocol"].update(mean=[0.5, 0.5]), "here: protocol: mean must be three numbers, found [0.5, 0.5]"),
-        (lambda v: v["protocol"].update(std=[0.5, 0, 0.5]), "here: protocol: std must be a number above 0, found 0"),
+        (lambda v: v["protocol"].update(mean=[0.5, float("nan"), 0]), "here: protocol: mean must be a number, found nan"),
+        (lambda v: v["protocol"].update(mean=[True, 0, 0]), "here: protocol: mean must be a number, found True"),
+        (lambda v: v["protocol"].update(std=[0.5, 0, 0.5]), "here: protocol.std must be above 0 in every channel, found [0"),
+        (
+            lambda v: v["protocol"].update(std=[0.5, 0.5, -1]),
+            "protocol.std must be above 0 in every channel, found [0.5, 0.5, -1.0]",
+        ),
         (lambda v: v["protocol"].update(pad_token=0), "here: protocol: pad_token must be a text, found 0"),
         (lambda v: v["protocol"].update(interpolation="nearest"), "interpolation is 'nearest', expected bicubic or bilinear"),
-        (lambda v: v["protocol"].update(max_length=1), "max_length is 1, but [CLS] and [SEP] take 2"),
+        (lambda v: v["protocol"].update(max_length=2), "max_length is 2, but [CLS], a token and [SEP] take 3"),
         (lambda v: v["protocol"].update(max_length=37), "protocol.max_length is 37, but text.positions is only 36"),
         (lambda v: v["vision"].update(patch=7), "here: vision.image_size by vision.patch does not divide (32 / 7)"),
         (lambda v: v["vision"].update(heads=5), "here: vision.width by vision.heads does not divide (48 / 5)"),

@@ -114,6 +114,17 @@ def test_static_graphs(atc_graphs: Path, tiny_data: Path, tmp_path: Path, k: int
     assert_equal(tmp_path / "outputs", tiny_data, expected(0, tiny_data, k))
 
 
+def test_static_graphs_for_shorter_captions(tmp_path: Path) -> None:
+    """--length makes graphs and data agree: captions are cut to 12 tokens, and the runtime takes them."""
+    graphs = chain.export_graphs(tmp_path, *NEEDED, "--target", "atc", "--batchsize", 4, "--length", 12)
+    data = chain.prepare(tmp_path, graphs)
+    mask = read_data(data).mask[:]
+    assert mask.shape == (CAPTIONS, 12)
+    assert mask.sum(axis=1).max() == 12
+    chain.done(chain.run(graphs, data, tmp_path / "outputs", "--k-test", SMALLER))
+    assert_equal(tmp_path / "outputs", data, theirs(random_model(), data, SMALLER))
+
+
 @pytest.mark.parametrize("seed", [2, 3])
 def test_more_models_with_static_graphs(tmp_path: Path, seed: int) -> None:
     model = random_model(seed=seed)

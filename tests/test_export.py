@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import Result
 from onnx import numpy_helper
@@ -20,6 +21,7 @@ from export.__main__ import main
 from export.graphs import module_for, random_inputs
 from models import manifest
 from models.blip import BlipRetrieval
+from models.engine import DISABLED_OPTIMIZERS
 from models.errors import UserError
 from models.spec import GraphSpec, graph_specs, spec_to_dict
 from runtime.graphs import read_graphs
@@ -150,15 +152,60 @@ def test_a_selection_of_graphs(work: Work) -> None:
     assert list(found.content["graphs"]) == ["text_embed", "image_kv"]
     assert {row["graph"] for row in found.content["parity"]} == {"text_embed", "image_kv"}
     lines = printed.splitlines()
-    assert [line.split()[0] for line in lines] == ["graph", "checkpoint", "text_embed", "image_kv", "2"]
+    assert [line.split()[0] for line in lines] == ["checkpoint", "graph", "text_embed", "image_kv", "2"]
     assert lines[-1].startswith("2 graphs, opset 13, target atc")
     assert read_graphs(work.out).written["text_embed"].inputs[0].shape == (1, LONGEST)
 
 
+def test_a_graph_asked_for_twice_is_one(work: Work) -> None:
+    printed = chain.done(work.run(graphs="image_kv,image_kv"))
+    assert printed.splitlines()[-1].startswith("1 graphs, opset 13")
+    assert list(manifest.read(work.out, "graphs").content["graphs"]) == ["image_kv"]
+
+
 def test_length_and_batchsize(work: Work) -> None:
-    chain.done(work.run("--batchsize", 2, "--length", 5, "--opset", 11, graphs="text_embed"))
-    assert read_graphs(work.out).written["text_embed"].inputs[0].shape == (2, 5)
+    result = work.run("--batchsize", 2, "--length", 5, "--opset", 11, graphs="text_embed")
+    chain.done(result)
+    assert result.stderr.startswith(
+        "Warning: --length 5 deviates from the model's protocol, 35 tokens; longer captions will be cut"
+    )
+    found = read_graphs(work.out)
+    assert found.written["text_embed"].inputs[0].shape == (2, 5)
+    assert found.config == dataclasses.replace(TINY, protocol=dataclasses.replace(TINY.protocol, max_length=5))
     assert manifest.read(work.out, "graphs").content["opset"] == 11
+    again = work.run("--length", LONGEST, graphs="text_embed")
+    chain.done(again)
+    assert not again.stderr
+    assert read_graphs(work.out).config == TINY
+
+
+@pytest.mark.parametrize(("positions", "longest"), [(3, 3), (8, 8), (36, 4)])
+def test_models_of_short_captions(tmp_path: Path, positions: int, longest: int) -> None:
+    """The example inputs and the cases that are measured fit into them."""
+    config = dataclasses.replace(
+        TINY,
+        text=dataclasses.replace(TINY.text, positions=positions),
+        protocol=dataclasses.replace(TINY.protocol, max_length=longest),
+    )
+    graphs = chain.export_graphs(tmp_path, "--graphs", "text_embed,itm", model=random_model(config))
+    for row in manifest.read(graphs, "graphs").content["parity"]:
+        assert row["max_rel"] <= MEASURED, row
+    assert read_graphs(graphs).written["itm"] == SPECS["itm"]
+
+
+def test_what_is_measured_is_what_will_run(ort_graphs: Path, tiny_model: BlipRetrieval, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sessions are optimised alike."""
+    real, asked = onnxruntime.InferenceSession, list[Any]()
+
+    def session(path: str, options: Any, **others: Any) -> Any:
+        asked.append(others)
+        return real(path, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    rows(tiny_model, SPECS["text_embed"], ort_graphs / "text_embed.onnx", [(1, 3)])
+    open_session(read_graphs(ort_graphs), "text_embed")
+    assert asked[0] == asked[1]
+    assert asked[0]["disabled_optimizers"] == DISABLED_OPTIMIZERS["cpu"]
 
 
 def test_a_later_opset_for_onnx_runtime(work: Work) -> None:
@@ -183,6 +230,7 @@ def test_a_later_opset_for_onnx_runtime(work: Work) -> None:
         (("--batchsize", 0), "text_embed", "atc", "Invalid value for '--batchsize'"),
         ((), "image_kv,itm_cache", "atc", "There is no graph 'itm_cache'; known graphs: text_embed, image_embed, image_feat,"),
         ((), "image_kv,", "atc", "There is no graph ''"),
+        (("--graphs", ""), "image_kv", "atc", "There is no graph ''"),
         ((), "image_kv", "trt", "Invalid value for '--target'"),
     ],
 )

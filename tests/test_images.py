@@ -13,11 +13,11 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from models.config import Protocol
 from models.errors import UserError
-from preprocess.images import normalise, open_rgb, read_image
+from preprocess.images import FORMATS, normalise, open_rgb, read_image
 
 PROTOCOL = Protocol()
 
@@ -178,7 +178,7 @@ def jpeg() -> bytes:
 
 BROKEN = {
     "empty.jpg": (b"", "is empty (0 bytes)"),
-    "text.jpg": (b"this is a text\n" * 20, "is not a picture in a format that Pillow reads"),
+    "text.jpg": (b"this is a text\n" * 20, "is not a picture in a format that Pillow decodes by itself"),
     "page.jpg": (b"<html><body>404</body></html>", "is not a picture"),
     "truncated.jpg": (jpeg()[: len(jpeg()) // 2], "cannot be decoded: image file is truncated"),
     "head.jpg": (jpeg()[:2], "is not a picture"),
@@ -199,6 +199,43 @@ def test_broken_pictures(tmp_path: Path, name: str) -> None:
     assert error.value.message.startswith(str(tmp_path / name))
     assert says in error.value.message
     assert "\n" not in error.value.message
+
+
+def iptc(image: bytes) -> bytes:
+    """An IPTC record that holds a picture of another format (Pillow's IptcImagePlugin opens whatever it is)."""
+    fields = [(3, 60, b"\1\0"), (3, 20, b"\x14"), (3, 30, b"\x14"), (3, 120, b"\5"), (8, 10, image)]
+    return b"".join(struct.pack(">BBBH", 0x1C, record, number, len(data)) + data for record, number, data in fields)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n%%EOF\n"
+
+
+@pytest.mark.parametrize(("name", "data"), [("plain.jpg", EPS), ("named.eps", EPS), ("inside.jpg", iptc(EPS))])
+def test_no_picture_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes) -> None:
+    """Pillow hands an EPS to Ghostscript, also one inside of an IPTC record."""
+    (tmp_path / name).write_bytes(data)
+    asked: list[str] = []
+
+    def ghostscript(*_: object, **__: object) -> None:
+        asked.append(name)
+        raise OSError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
+    with pytest.raises(UserError, match=r"is not a picture in a format that Pillow decodes by itself\.$"):
+        read_image(tmp_path / name, 16, "bicubic")
+    assert not asked
+    with pytest.raises(OSError, match="Ghostscript was started"), Image.open(tmp_path / name) as picture:
+        picture.load()  # else the check above would see nothing
+
+
+@pytest.mark.parametrize("form", sorted(set(FORMATS) - {"PSD"}))  # Pillow writes no PSD
+def test_every_format_is_read_as_pillow_reads_it(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "named.jpg"  # the content tells what it is
+    waves(32, 32).save(path, form)
+    with Image.open(path) as picture:
+        assert picture.format == form
+        want = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(open_rgb(path)), want)
 
 
 def test_not_a_file(tmp_path: Path) -> None:

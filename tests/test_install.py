@@ -11,16 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("models", "preprocess", "export", "runtime", "postprocess", "bench", "training", "demo")
-COMMANDS = {
-    "pre": "preprocess",
-    "export": "export",
-    "run": "runtime",
-    "post": "postprocess",
-    "bench": "bench",
-    "train": "training",
-}
 
 
 @pytest.mark.parametrize("name", FOLDERS)

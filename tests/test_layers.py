@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Modules of models/ that import no torch.
-VOCABULARY = ("models.config", "models.errors", "models.manifest", "models.spec")
+VOCABULARY = ("models.config", "models.engine", "models.errors", "models.manifest", "models.spec")
 MAY_IMPORT = {
     "models": ("models",),
     "preprocess": ("preprocess", *VOCABULARY),

@@ -78,6 +78,19 @@ def test_digest_names_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert make(tmp_path / "two", kind="graphs").digest != first.digest
 
 
+@pytest.mark.parametrize(
+    ("argv", "typed"),
+    [
+        (["/usr/bin/blip-pre", "retrieval", "--images", "my pictures"], "blip-pre retrieval --images 'my pictures'"),
+        (["/src/preprocess/__main__.py", "retrieval"], "python -m preprocess retrieval"),
+        (["/usr/bin/blip-bench"], "blip-bench"),
+    ],
+)
+def test_command(argv: list[str], typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    assert manifest.command() == typed
+
+
 def test_command_with_a_name_that_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/blip-pre", "--images", "caf\udce9 bar"])  # a Latin-1 file name
     make(tmp_path)

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def test_data_folder_recorded_relative(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert post("--outputs", "outputs", "--out", "report").exit_code == 0
     assert json.loads((tmp_path / "report/report.json").read_text("utf-8"))["data"]["digest"] == again.digest
+
+
+def test_page_says_how_it_was_called(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/blip-post", "--recall", "--keys", "ascend", "--verify"])
+    assert post("--outputs", run.outputs, "--out", tmp_path / "report").exit_code == 0
+    assert "<pre>blip-post --recall --keys ascend --verify</pre>" in (tmp_path / "report/report.html").read_text("utf-8")
 
 
 def test_asking_for_nothing_is_misuse(run: Run) -> None:

@@ -30,22 +30,9 @@ from preprocess.images import normalise, read_image
 from preprocess.text import CaptionTokenizer, pre_caption
 
 WORDS = [
-    "a",
-    "the",
-    "dog",
-    "##s",
-    "cat",
-    "two",
-    "red",
-    "house",
-    "on",
-    "picture",
-    "number",
+    *("a", "the", "dog", "##s", "cat", "two", "red", "house", "on", "picture", "number"),
     *"0123456789",
-    "##0",
-    "##1",
-    "##2",
-    "##3",
+    *("##0", "##1", "##2", "##3"),
 ]
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 CONFIG = BlipConfig(
@@ -260,7 +247,7 @@ def test_skip_broken_drops_lists_and_counts(work: Work, layout: str, number: str
     assert data.broken == [
         {"image": "many/1.png", "entry": 1, "reason": "cannot be decoded: image file is truncated"},
         {"image": "many/7.png", "entry": 7, "reason": "does not exist"},
-        {"image": "many/39.png", "entry": 39, "reason": "is not a picture in a format that Pillow reads"},
+        {"image": "many/39.png", "entry": 39, "reason": "is not a picture in a format that Pillow decodes by itself"},
     ]
     last = read_image(work.root / "images/many/38.png", 24, "bicubic")
     np.testing.assert_array_equal(data.img[36], normalise(last, CONFIG.protocol.mean, CONFIG.protocol.std))

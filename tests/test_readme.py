@@ -11,17 +11,10 @@ import pytest
 
 from models.config import preset
 from models.spec import TensorSpec, graph_specs
+from tests.commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS = {
-    "pre": "preprocess",
-    "export": "export",
-    "run": "runtime",
-    "post": "postprocess",
-    "bench": "bench",
-    "train": "training",
-}
 
 
 def graph_table() -> str:
@@ -41,6 +34,11 @@ def commands() -> list[str]:
     """The command lines that README shows, continued lines joined."""
     text = README.replace("\\\n", " ")
     return re.findall(r"^ +((?:blip-(?:pre|export|run|post|bench|train)|make) .*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["README.md", "demo/README.md"])
+def test_no_figure_is_left_open(name: str) -> None:
+    assert "@@" not in (ROOT / name).read_text("utf-8")
 
 
 def test_table_of_graphs_is_the_spec() -> None:

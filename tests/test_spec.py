@@ -9,7 +9,7 @@ import pytest
 
 from models.config import preset
 from models.errors import UserError
-from models.spec import TensorSpec, graph_specs, spec_from_dict, spec_to_dict
+from models.spec import graph_specs, spec_from_dict, spec_to_dict
 from tests.tiny import TINY
 
 SPECS = graph_specs(TINY)
@@ -49,12 +49,6 @@ def test_bind_sets_every_axis() -> None:
         assert bound.bind(5, 7) == bound
     ids, mask, kv = SPECS["itm_cached"].bind(4, 9).inputs
     assert (ids.shape, mask.shape, kv.shape) == ((4, 9), (4, 9), (1, 4, 4, 17, 10))
-
-
-def test_nbytes() -> None:
-    assert TensorSpec("x", "int64", (4, 9)).nbytes() == 4 * 9 * 8
-    assert TensorSpec("x", "float16", (2, 3, 5)).nbytes() == 60
-    assert TensorSpec("x", "float32", ()).nbytes() == 4
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.config import Protocol
+from models.config import BlipConfig, Protocol
 from models.errors import UserError
 from preprocess.annotations import read_annotations
-from preprocess.text import CaptionTokenizer, pre_caption
+from preprocess.text import CaptionTokenizer, pre_caption, with_first
+from tests.tiny import TINY
 
 WORDS = [
     "dog",
@@ -131,7 +133,6 @@ def test_what_a_row_looks_like(vocabulary: Path) -> None:
     assert ids[0].tolist() == [id_of[t] for t in ("[CLS]", "a", "dog", "[SEP]", "[PAD]")]
     assert mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert ids[1].tolist() == [id_of[t] for t in ("[CLS]", "dog", "dog", "dog", "[SEP]")]
-    assert tokenizer.decode(ids[0]) == "a dog"
     assert tokenizer.encode([], 5)[0].shape == (0, 5)
     with pytest.raises(ValueError, match="need 2"):
         tokenizer.encode(["a"], 1)
@@ -150,8 +151,28 @@ def test_special_tokens_are_added_or_found(vocabulary: Path) -> None:
     vocabulary.write_text("\n".join([*TOKENS[:4], "[ENC]", "[DEC]", *TOKENS[4:]]), "utf-8")
     present = CaptionTokenizer.load(vocabulary)
     assert (present.encode_id, present.decode_id, present.size) == (4, 5, len(TOKENS) + 2)
-    renamed = CaptionTokenizer.load(vocabulary, Protocol(encode_token="[MATCH]"))
+    renamed = CaptionTokenizer.load(vocabulary, model_of(len(TOKENS) + 3, Protocol(encode_token="[MATCH]")))
     assert renamed.encode_id == len(TOKENS) + 2
+
+
+def model_of(tokens: int, protocol: Protocol = TINY.protocol) -> BlipConfig:
+    return dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, vocab=tokens), protocol=protocol)
+
+
+def test_tokenizer_of_a_model(vocabulary: Path) -> None:
+    assert CaptionTokenizer.load(vocabulary, model_of(len(TOKENS) + 2)).size == len(TOKENS) + 2
+    with pytest.raises(UserError) as error:
+        CaptionTokenizer.load(vocabulary, model_of(30524))
+    assert error.value.message == (
+        f"{vocabulary} has {len(TOKENS) + 2} tokens, counting those BLIP adds, but the model has 30,524. "
+        "Give blip-export and blip-train the vocabulary that belongs to the model (--tokenizer)."
+    )
+
+
+def test_with_first_changes_a_copy() -> None:
+    ids = np.array([[2, 7, 3], [2, 8, 3]])
+    assert with_first(ids, 9).tolist() == [[9, 7, 3], [9, 8, 3]]
+    assert ids.tolist() == [[2, 7, 3], [2, 8, 3]]
 
 
 def test_windows_line_ends_and_no_last_one(vocabulary: Path) -> None:

@@ -111,7 +111,7 @@ CASES = [
     Case("folder without weights", "export", ("holds no weights",), lambda work: ("--checkpoint", work["images"])),
     Case("shards outside of the folder", "export", ("../elsewhere.safetensors", "own folder"), _index),
     Case("other depth", "export", ("text.depth", "has 2", "has 3"), _sizes(lambda c: c["text"].update(depth=3))),
-    Case("wrong vocabulary", "export", ("vocab.txt gives 7 ids", "60"), _vocabulary(BERT)),
+    Case("wrong vocabulary", "export", ("vocab.txt has 7 tokens", "60"), _vocabulary(BERT)),
     Case("vocabulary without [CLS]", "export", ("vocab.txt", "[CLS]"), _vocabulary("[PAD]\n[UNK]\nthe\n")),
     Case("word twice", "export", ("vocab.txt", "'the' twice", "lines 6 and 7"), _vocabulary(BERT + "the\nthe\n")),
     Case("vocabulary empty", "export", ("vocab.txt is empty",), _vocabulary("")),

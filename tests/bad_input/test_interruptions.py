@@ -107,7 +107,8 @@ def test_ctrl_c(work: Work, step: str, name: str) -> None:
     ended = _process(work, step, INTERRUPT.format(name=name), stdout=subprocess.PIPE)
     assert ended.returncode == 130, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.rstrip().endswith("Stopped. Run the same command again to go on; what was complete is kept.")
+    goes_on = " Run the same command again to go on; what was complete is kept." if step == "run" else ""
+    assert ended.stderr.rstrip().endswith(f"Stopped.{goes_on}")
     left = {path for path in work.state().keys() - before.keys() if path.split("/")[0] != ".out.part"}
     assert not left
     assert work[".out.part"].exists() == (step == "run")  # a run goes on from it

@@ -50,6 +50,12 @@ CASES = [
     Case("truncated JPEG", "pre", ("bad.jpg", "entry 1", "truncated"), _holding("bad.jpg", JPEG[: len(JPEG) // 2])),
     Case("zero-byte JPEG", "pre", ("bad.jpg", "entry 1", "is empty (0 bytes)"), _holding("bad.jpg", b"")),
     Case("text file named .jpg", "pre", ("bad.jpg", "entry 1", "is not a picture"), _holding("bad.jpg", b"404 not found\n")),
+    Case(
+        "EPS named .jpg",
+        "pre",
+        ("bad.jpg", "entry 1", "not a picture in a format that Pillow decodes by itself"),
+        _holding("bad.jpg", _bytes("EPS")),
+    ),
     Case("decompression bomb", "pre", ("bad.png", "entry 1", "decompression bomb"), _holding("bad.png", _bomb())),
     Case("damaged PNG", "pre", ("bad.png", "entry 1", "cannot be decoded"), _holding("bad.png", PNG[:200] + b"?" * 40)),
     Case(
