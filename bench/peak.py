@@ -104,10 +104,14 @@ def _in_onnxruntime(product: Product, threads: int, provider: str) -> Work:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[available_provider(provider)])
     # Both sides stay where the product is computed (its devices have the providers' names): the roof holds no copies.
     bound = session.io_binding()
-    bound.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x, provider, 0))
-    bound.bind_ortvalue_output("y", onnxruntime.OrtValue.ortvalue_from_shape_and_type((m, n), np.float32, provider, 0))
+    kept = (
+        onnxruntime.OrtValue.ortvalue_from_numpy(x, provider, 0),
+        onnxruntime.OrtValue.ortvalue_from_shape_and_type((m, n), np.float32, provider, 0),
+    )
+    bound.bind_ortvalue_input("x", kept[0])
+    bound.bind_ortvalue_output("y", kept[1])
 
-    def run() -> None:
+    def run(kept: object = kept) -> None:  # held here: older releases of ONNX Runtime keep only the addresses
         session.run_with_iobinding(bound)
 
     return run

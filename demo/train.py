@@ -14,8 +14,8 @@ from demo import shapes
 from models.config import preset
 from models.errors import Command
 from preprocess.workers import usable_cpus
-from training.pretrain import Options
-from training.run import Files, run
+from training.options import Files, Options
+from training.run import run
 
 PICTURES = {"train": 30_000, "test": 500}  # of each split
 DRAWN_WITH = 1  # the pictures' seed; the held-out ones are those of `make demo`

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 
-from export.to_onnx import ATC, DEFAULT_OPSET, OPSETS, ORT, TARGETS
-from export.write import Options, write_graphs
+from export.targets import ATC, DEFAULT_OPSET, OPSETS, ORT, TARGETS
 from models import config as configs
 from models.config import BlipConfig
-from models.errors import Command, Misuse
+from models.errors import Command, Misuse, extra
 from models.spec import graph_specs
 
 
@@ -79,6 +78,8 @@ def main(
         config = _shortened(config, length)
     # Each once, however often it was typed.
     names = list(dict.fromkeys(graphs.split(","))) if graphs is not None else list(graph_specs(config))
+    with extra("torch"):
+        from export.write import Options, write_graphs
     options = Options(str(model or config_file), config, checkpoint, tokenizer, out, names, target, opset, batchsize or 1)
     write_graphs(options, click.echo)
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")

@@ -22,14 +22,10 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
+from export.targets import ORT
 from models.errors import UserError
 from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec
 
-ORT, ATC = "ort", "atc"
-TARGETS = (ORT, ATC)
-# 13 is read by every CANN release from 5.0.4 on; 18 is what the dynamo exporter builds.
-DEFAULT_OPSET = {ORT: 18, ATC: 13}
-OPSETS = {ORT: range(18, 24), ATC: range(11, 19)}
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a larger graph keeps its weights in a file of its own beside it
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from export.graphs import module_for, random_inputs
 from export.parity import Parity, cases_for, measure, refuse_beyond
-from export.to_onnx import ATC, write_onnx
+from export.targets import ATC
+from export.to_onnx import write_onnx
 from models import manifest
 from models.blip import BlipRetrieval
 from models.checkpoint import LoadReport, load_retrieval

@@ -44,6 +44,17 @@ def plain_errors() -> Iterator[None]:
         raise UserError(f"Not enough memory ({error or 'allocation failed'}). Try a smaller --batchsize.") from error
 
 
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """For imports of what only an extra installs: turn its absence into a sentence (exit 1)."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"This needs {error.name}, which is not installed. Install it with: pip install -c constraints.txt '.[{name}]'"
+        ) from error
+
+
 class Command(click.Command):
     """A click command whose foreseeable failures end in one sentence on stderr."""
 

@@ -19,6 +19,7 @@ import export.write
 from export import parity, to_onnx
 from export.__main__ import main
 from export.graphs import module_for, random_inputs
+from export.targets import ATC
 from models import manifest
 from models.blip import BlipRetrieval
 from models.engine import DISABLED_OPTIMIZERS
@@ -67,7 +68,7 @@ def static_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, i
         for opset in OPSETS:
             path = folder / f"{name}_{opset}.onnx"
             inputs = random_inputs(name, blip, *STATIC, seed=0)
-            to_onnx.write_onnx(module_for(name, blip), spec.bind(*STATIC), inputs, path, to_onnx.ATC, opset)
+            to_onnx.write_onnx(module_for(name, blip), spec.bind(*STATIC), inputs, path, ATC, opset)
             found[name, opset] = path
     return found
 

@@ -26,6 +26,11 @@ MAY_IMPORT = {
 OURS = tuple(MAY_IMPORT)
 # The steps that no torch is needed for.
 WITHOUT_TORCH = ("preprocess.__main__", "runtime.__main__", "postprocess.__main__", "bench.__main__")
+# What needs it and says so.
+WITH_TORCH = {
+    "export": ["--model", "blip-demo", "--checkpoint", "w.pth", "--tokenizer", "vocab.txt"],
+    "training": ["pretrain", "--annotations", "a.json", "--images", "i"],
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -70,3 +75,13 @@ def test_reading_outputs_needs_no_engine() -> None:
     code = "import sys; sys.modules['onnxruntime'] = None; import postprocess.__main__"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", WITH_TORCH)
+def test_missing_torch_is_one_sentence(folder: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None; from {folder}.__main__ import main; main({WITH_TORCH[folder]!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "Error: This needs torch, which is not installed. Install it with: pip install -c constraints.txt '.[torch]'"
+    )

@@ -26,7 +26,7 @@ from tests.tiny import fill
 from training import checkpoint, data, pretrain
 from training.__main__ import main
 from training.initial import initialise, sines
-from training.pretrain import Options
+from training.options import Options
 
 TOKENIZER = Path(__file__).parent.parent / "demo" / "tokenizer"
 SMALL = BlipConfig(
@@ -355,7 +355,7 @@ def test_the_demos_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_recorded_command_is_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the log of the demo's weights says was typed still means what demo.train does."""
     seen: list[object] = []
-    monkeypatch.setattr("training.__main__.run", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr("training.run.run", lambda *arguments: seen.extend(arguments))
     with (Path(demo.train.__file__).parent / "training.log").open(encoding="utf-8") as log:
         recorded = json.loads(next(log))["command"]
     result = CliRunner().invoke(main, shlex.split(recorded)[1:])
@@ -366,7 +366,7 @@ def test_the_recorded_command_is_the_recipe(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_without_sizes_the_demos_model_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
-    monkeypatch.setattr("training.__main__.run", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr("training.run.run", lambda *arguments: seen.extend(arguments))
     result = CliRunner().invoke(main, ["pretrain", "--annotations", "a", "--images", "b"])
     assert result.exit_code == 0, result.output
     assert seen[0] == config.PRESETS["blip-demo"]

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from models import config
-from models.errors import Group, Misuse
+from models.errors import Group, Misuse, extra
 from preprocess.workers import usable_cpus
-from training.pretrain import Options
-from training.run import Files, run
+from training.options import Files, Options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
@@ -70,6 +69,8 @@ def pretrain_command(name: str | None, config_file: Path | None, workers: int, *
     if name is not None and config_file is not None:
         raise Misuse(f"--model {name} and --config {config_file} both give the sizes. Leave one out.")
     cfg = config.from_file(config_file) if config_file is not None else config.preset(PRESET if name is None else name)
+    with extra("torch"):
+        from training.run import run
     files = Files(**{field.name: values.pop(field.name) for field in fields(Files)})
     run(cfg, files, workers, Options(**values), shlex.join(["blip-train", *sys.argv[1:]]))
 

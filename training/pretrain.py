@@ -24,29 +24,10 @@ from models.errors import Misuse, UserError
 from preprocess.text import CaptionTokenizer
 from training import losses
 from training.data import CaptionedPictures, batches, led_by, normalised, shifted
+from training.options import Options
 from training.recall import recall
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to train. The demo's weights were made with demo/train.py's RECIPE, not with these defaults."""
-
-    steps: int = 9000
-    batchsize: int = 40  # pictures
-    together: int = 5  # pictures that follow one another in the annotations and stay in one batch
-    easy: int = 0  # the first so many pictures of the annotations are easy ...
-    easy_steps: int = 0  # ... and the only ones in so many first steps
-    itm_after: int = 0  # steps without the matching loss, which hardly learns before the others have
-    lr: float = 1.2e-3  # at the end of the warm-up; then a cosine down to FINAL of it
-    warmup: int = 200  # steps
-    weight_decay: float = 0.05
-    clip: float = 1.0  # largest norm of the gradient
-    shift: int = 1  # pixels by which pictures are moved, at most
-    seed: int = 1
-    validate_every: int = 1000  # steps
-    bf16: bool = True  # matrix products in bfloat16 (autocast)
 
 
 FINAL = 0.02  # share of the learning rate at the last step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,9 @@ from models.errors import Misuse
 from training import checkpoint
 from training.data import CaptionedPictures, open_tokenizer, read_pictures
 from training.initial import initialise
-from training.pretrain import Options, pretrain
+from training.options import Files, Options
+from training.pretrain import pretrain
 from training.recall import chance
-
-
-@dataclass(frozen=True)
-class Files:
-    """What a training reads and writes."""
-
-    tokenizer: Path
-    annotations: Path
-    images: Path
-    held_out: Path | None
-    out: Path
 
 
 def run(cfg: BlipConfig, files: Files, workers: int, options: Options, command: str) -> None:
