@@ -1,111 +1,69 @@
-"""One small module per graph. Each borrows its parts from the model, so only the weights it uses are exported.
+"""What each graph computes, as a function of the model and the graph's inputs.
 
-The name of the module's entry, and the order of its inputs and outputs, are those of models/spec.py.
+The names, and the order of inputs and outputs, are those of models/spec.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from models.bert import KeysValues
 from models.blip import BlipRetrieval
 
-
-class TextEmbed(nn.Module):
-    """text_ids, text_atten_mask (B, L) to text_embed (B, E)."""
-
-    def __init__(self, blip: BlipRetrieval) -> None:
-        super().__init__()
-        self.blip = blip
-
-    def forward(self, text_ids: Tensor, text_atten_mask: Tensor) -> Tensor:
-        return self.blip.text_embed(text_ids, text_atten_mask)
+Outputs = Tensor | tuple[Tensor, ...]
 
 
-class ImageEmbed(nn.Module):
-    """input_image (B, 3, S, S) to image_embed (B, E)."""
-
-    def __init__(self, blip: BlipRetrieval) -> None:
-        super().__init__()
-        self.blip = blip
-
-    def forward(self, input_image: Tensor) -> Tensor:
-        return self.blip.image_embed(self.blip.image_feat(input_image))
+def image_embed(blip: BlipRetrieval, input_image: Tensor) -> Tensor:
+    """(B, 3, S, S) to image_embed (B, E)."""
+    return blip.image_embed(blip.image_feat(input_image))
 
 
-class ImageFeat(nn.Module):
-    """input_image (B, 3, S, S) to image_feat (B, T, D)."""
-
-    def __init__(self, blip: BlipRetrieval) -> None:
-        super().__init__()
-        self.blip = blip
-
-    def forward(self, input_image: Tensor) -> Tensor:
-        return self.blip.image_feat(input_image)
+def image(blip: BlipRetrieval, input_image: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 3, S, S) to image_embed (B, E) and image_feat (B, T, D), in one pass of the ViT."""
+    feat = blip.image_feat(input_image)
+    return blip.image_embed(feat), feat
 
 
-class Image(nn.Module):
-    """input_image (B, 3, S, S) to image_embed (B, E) and image_feat (B, T, D), in one pass of the ViT."""
-
-    def __init__(self, blip: BlipRetrieval) -> None:
-        super().__init__()
-        self.blip = blip
-
-    def forward(self, input_image: Tensor) -> tuple[Tensor, Tensor]:
-        feat = self.blip.image_feat(input_image)
-        return self.blip.image_embed(feat), feat
+def itm(blip: BlipRetrieval, text_ids: Tensor, text_atten_mask: Tensor, image_feat: Tensor) -> Tensor:
+    """Caption and picture, pair by pair: ids and mask (B, L), features (B, T, D) to itm_logits (B, 2)."""
+    return blip.itm_logits(text_ids, text_atten_mask, blip.text_encoder.image_kv(image_feat))
 
 
-class ImageKV(nn.Module):
-    """image_feat (B, T, D) to cross_kv (B, 2 * layers, H, T, K)."""
-
-    def __init__(self, blip: BlipRetrieval) -> None:
-        super().__init__()
-        self.blip = blip
-
-    def forward(self, image_feat: Tensor) -> Tensor:
-        return self.blip.image_kv(image_feat)
+def itm_cached(blip: BlipRetrieval, text_ids: Tensor, text_atten_mask: Tensor, cross_kv: Tensor) -> Tensor:
+    """B captions of ONE picture: ids and mask (B, L), cross_kv (1, 2 * layers, H, T, K) to itm_logits (B, 2)."""
+    tensors = cross_kv.unbind(dim=1)  # 2 * layers of (1, H, T, K)
+    kv = list(zip(tensors[::2], tensors[1::2], strict=True))
+    return blip.itm_logits(text_ids, text_atten_mask, kv, shared=True)
 
 
-class Itm(nn.Module):
-    """Caption and picture, pair by pair: text_ids, text_atten_mask (B, L) and image_feat (B, T, D) to itm_logits (B, 2)."""
-
-    def __init__(self, blip: BlipRetrieval) -> None:
-        super().__init__()
-        self.blip = blip
-
-    def forward(self, text_ids: Tensor, text_atten_mask: Tensor, image_feat: Tensor) -> Tensor:
-        return self.blip.itm_logits(text_ids, text_atten_mask, self.blip.text_encoder.image_kv(image_feat))
-
-
-class ItmCached(nn.Module):
-    """B captions of ONE picture: text_ids, text_atten_mask (B, L) and cross_kv (1, 2 * layers, H, T, K) to itm_logits (B, 2)."""
-
-    def __init__(self, blip: BlipRetrieval) -> None:
-        super().__init__()
-        self.blip = blip
-
-    def forward(self, text_ids: Tensor, text_atten_mask: Tensor, cross_kv: Tensor) -> Tensor:
-        tensors = cross_kv.unbind(dim=1)  # 2 * layers of (1, H, T, K)
-        kv: list[KeysValues] = list(zip(tensors[::2], tensors[1::2], strict=True))
-        return self.blip.itm_logits(text_ids, text_atten_mask, kv, shared=True)
-
-
-MODULES: dict[str, type[nn.Module]] = {
-    "text_embed": TextEmbed,
-    "image_embed": ImageEmbed,
-    "image_feat": ImageFeat,
-    "image": Image,
-    "image_kv": ImageKV,
-    "itm": Itm,
-    "itm_cached": ItmCached,
+GRAPHS: dict[str, Callable[..., Outputs]] = {
+    "text_embed": BlipRetrieval.text_embed,
+    "image_embed": image_embed,
+    "image_feat": BlipRetrieval.image_feat,
+    "image": image,
+    "image_kv": BlipRetrieval.image_kv,
+    "itm": itm,
+    "itm_cached": itm_cached,
 }
+
+
+class Graph(nn.Module):
+    """One graph as the exporters want it. It borrows the model: only the weights that the function uses are exported."""
+
+    def __init__(self, name: str, blip: BlipRetrieval) -> None:
+        super().__init__()
+        self.compute = GRAPHS[name]
+        self.blip = blip
+
+    def forward(self, *inputs: Tensor) -> Outputs:
+        return self.compute(self.blip, *inputs)
 
 
 def module_for(name: str, blip: BlipRetrieval) -> nn.Module:
     """The module that computes graph `name` of `blip`, in eval mode."""
-    return MODULES[name](blip).eval()
+    return Graph(name, blip).eval()
 
 
 def random_inputs(name: str, blip: BlipRetrieval, batch: int, length: int, seed: int) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def _trace_dynamic(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...],
         args,
         dynamo=True,
         opset_version=opset,
-        dynamic_shapes=shapes,
+        dynamic_shapes=(shapes,),  # of the one argument, *inputs
         input_names=[t.name for t in spec.inputs],
         output_names=[t.name for t in spec.outputs],
         custom_translation_table={torch.ops.aten.gelu.default: _gelu} if opset < 20 else None,
