@@ -5,7 +5,7 @@ PYTHON ?= python3
 MODEL ?= blip-demo
 CHECKPOINT ?= demo/weights.safetensors
 TOKENIZER ?= demo/tokenizer
-OUT ?= build/$(MODEL)
+OUT ?= $(if $(filter blip-demo,$(MODEL)),build,build/$(MODEL))
 IMAGES ?= $(OUT)/pictures
 ANNOTATIONS ?= $(OUT)/pictures/test.json
 BATCHSIZE ?= 16
@@ -19,14 +19,26 @@ EXPORT_ARGS := --model $(MODEL) --checkpoint "$(CHECKPOINT)" --tokenizer "$(TOKE
 DATA_ARGS := --annotations "$(ANNOTATIONS)" --images "$(IMAGES)"
 RUN_ARGS := --batchsize $(BATCHSIZE) $(if $(K_TEST),--k-test $(K_TEST))
 
+# Mistakes that would otherwise show after minutes of work, or as a message of make about itself.
+$(foreach name,OUT CHECKPOINT TOKENIZER ANNOTATIONS IMAGES,$(if $(word 2,$($(name))),\
+    $(error $(name)="$($(name))" holds a space, which make cannot handle; the blip-* commands can)))
+ifneq ($(MODEL),blip-demo)
+ifneq ($(findstring file,$(origin CHECKPOINT) $(origin TOKENIZER)),)
+$(error MODEL=$(MODEL) needs its own CHECKPOINT=... and TOKENIZER=...)
+endif
+endif
+
 # Without annotations of one's own the pictures are drawn.
-ifeq ($(origin ANNOTATIONS),file)
+ifeq ($(origin ANNOTATIONS) $(origin IMAGES),file file)
 PICTURES := $(OUT)/pictures/test.json
+else ifneq ($(findstring file,$(origin ANNOTATIONS) $(origin IMAGES)),)
+$(error ANNOTATIONS=... and IMAGES=... go together; give both, or neither for the drawn pictures)
 else
 PICTURES := $(wildcard $(ANNOTATIONS))
 endif
 
-.DELETE_ON_ERROR:
+# A manifest is there only when its folder is complete: make must not delete it when it is interrupted.
+.PRECIOUS: $(foreach step,graphs data outputs report,$(OUT)/$(step)/manifest.json) $(OUT)/pictures/test.json
 .PHONY: demo test lint export data run report bench train clean help FORCE
 .DEFAULT_GOAL := help
 
@@ -66,7 +78,7 @@ $(OUT)/pictures/test.json: $(READY) demo/shapes.py demo/scenes.py demo/captions.
 	$(BIN)/python -m demo.shapes --out "$(OUT)/pictures" --split test --count 500
 	touch "$@"
 
-$(OUT)/graphs/manifest.json: $(OUT)/.export.args $(CHECKPOINT) $(TOKENIZER) | $(READY)
+$(OUT)/graphs/manifest.json: $(OUT)/.export.args $(wildcard $(CHECKPOINT) $(TOKENIZER)) | $(READY)
 	$(BIN)/python -m export $(EXPORT_ARGS) --out "$(OUT)/graphs"
 
 $(OUT)/data/manifest.json: $(OUT)/.data.args $(OUT)/graphs/manifest.json $(PICTURES) | $(READY)

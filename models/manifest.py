@@ -77,7 +77,7 @@ def read(folder: Path, kind: str, verify: bool = False) -> Manifest:
     mend = f"Write the folder again with {MADE_WITH[kind]}."
     path = folder / NAME
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. {mend}")
+        raise UserError(f"There is no folder {folder}. {MADE_WITH[kind]} writes it.")
     if not path.is_file():
         raise UserError(f"{folder} holds no {NAME}: it is not a complete {kind} folder. {mend}")
     try:

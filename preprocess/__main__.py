@@ -15,6 +15,9 @@ from preprocess.workers import usable_cpus
 FOLDER = click.Path(path_type=Path)
 
 
+MANY_UNKNOWN = 0.2  # share of the tokens; bert-base-uncased leaves none of COCO's unknown
+
+
 @click.group(cls=Group)
 def main() -> None:
     """Turn pictures and annotations into tensors for the graphs."""
@@ -60,6 +63,9 @@ def _summary(written: Written, out: Path) -> str:
         f"{out}: {len(found.images):,} pictures, {len(found.captions):,} captions",
         f"caption length: {lengths.min()} to {lengths.max()} tokens, mean {lengths.mean():.2f}",
     ]
+    if written.unknown > MANY_UNKNOWN:
+        share = f"{written.unknown:.0%} of the captions' tokens are [UNK]"
+        lines.append(f"Warning: {share}; is this the vocabulary for these captions?")
     if written.broken:
         lines.append(f"left out: {len(written.broken):,} broken pictures and their captions; the manifest lists them")
     return "\n".join(lines)

@@ -48,6 +48,7 @@ class Written:
     annotations: Annotations  # the pictures and captions that are in the folder
     broken: list[dict[str, Any]]  # pictures left out: {"image", "entry", "reason"}
     lengths: np.ndarray  # (M,) int64: tokens of each caption, with [CLS] and [SEP]
+    unknown: float  # share of the captions' own tokens that are [UNK]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def write_retrieval(annotations: Path, images: Path, graphs: Path, out: Path, op
     _refuse(broken, found, options)  # before anything is decoded
     with manifest.new_folder(out, "data") as folder:
         kept, sizes, left_out, img = _write_pictures(folder, found, broken, images, config, options)
-        lengths, texts = _write_captions(folder, kept, tokenizer, config, options.layout)
+        lengths, unknown, texts = _write_captions(folder, kept, tokenizer, config, options.layout)
         content = {
             "task": "retrieval",
             "layout": options.layout,
@@ -91,11 +92,12 @@ def write_retrieval(annotations: Path, images: Path, graphs: Path, out: Path, op
             "captions": kept.captions,
             "image_of_text": kept.image_of_text,
             "broken": left_out,
+            "unknown_share": unknown,
             "annotations": {"file": str(annotations), "sha256": manifest.file_record(annotations)["sha256"]},
             "images_root": str(images.absolute()),
         }
         manifest.write(folder, "data", content)
-    return Written(kept, left_out, lengths)
+    return Written(kept, left_out, lengths, unknown)
 
 
 def open_graphs(graphs: Path) -> tuple[BlipConfig, CaptionTokenizer]:
@@ -173,8 +175,8 @@ def _write_pictures(
 
 def _write_captions(
     folder: Path, kept: Annotations, tokenizer: CaptionTokenizer, config: BlipConfig, layout: str
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Tokenise and write `ids` and `mask`. Returns the lengths (M,) and the tensors' infos."""
+) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """Tokenise and write `ids` and `mask`. Returns the lengths (M,), the share of unknown tokens and the tensors' infos."""
     cleaned = [pre_caption(caption, config.protocol.max_words) for caption in kept.captions]
     ids, mask = tokenizer.encode(cleaned, config.protocol.max_length)  # (M, L)
     infos = {}
@@ -182,7 +184,10 @@ def _write_captions(
         with closing(Writer(folder, name, "int64", values.shape, layout)) as writer:
             writer.write(0, values)
             infos[name] = writer.info()
-    return mask.sum(1), infos
+    lengths = mask.sum(1)  # (M,)
+    own = int(lengths.sum()) - 2 * len(ids)  # without [CLS] and [SEP]
+    unknown = float((ids == tokenizer.unknown_id).sum() / max(own, 1))
+    return lengths, round(unknown, 4), infos
 
 
 def _with_interpolation(config: BlipConfig, wanted: str | None) -> BlipConfig:

@@ -46,6 +46,7 @@ class CaptionTokenizer:
         )
         self.pad_token = protocol.pad_token
         self.pad_id = _id(tokenizer, protocol.pad_token)
+        self.unknown_id = _id(tokenizer, "[UNK]")
         self.decode_id = _id(tokenizer, protocol.decode_token)
         self.encode_id = _id(tokenizer, protocol.encode_token)
         self.size: int = tokenizer.get_vocab_size(with_added_tokens=True)

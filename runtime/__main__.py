@@ -28,7 +28,7 @@ def main() -> None:
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", help="Where ONNX Runtime runs; never another one.")
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="Threads of one operator.  [default: all cores]")
 @click.option("--feat-dtype", type=click.Choice(["float32", "float16"]), default="float32", help="How image features are stored.")
-@click.option("--restart", is_flag=True, help="Drop a half-finished or complete run in --out.")
+@click.option("--restart", is_flag=True, help="Begin anew, though --out holds a half-finished run or this very run.")
 @click.option("--verify", is_flag=True, help="Check the sha256 of every file read.")
 def retrieval(
     graphs: Path,

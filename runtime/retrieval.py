@@ -180,6 +180,9 @@ def refuse_mixed(graphs: Graphs, data: RetrievalData) -> None:
         ("image_size", config.vision.image_size),
         ("vocab", config.text.vocab),
         ("max_length", config.protocol.max_length),
+        ("max_words", config.protocol.max_words),
+        ("mean", list(config.protocol.mean)),
+        ("std", list(config.protocol.std)),
         ("tokenizer_sha256", graphs.content["tokenizer"]["sha256"]),
     ):
         if found.get(name) != wanted:

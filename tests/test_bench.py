@@ -333,7 +333,7 @@ def test_wrong_commands(ort_graphs: Path, options: tuple[object, ...], code: int
 
 def test_folders_that_are_not_there(ort_graphs: Path, tmp_path: Path) -> None:
     found = chain.refusal(blip_bench(tmp_path / "none", "--no-record"))
-    assert found.startswith(f"There is no folder {tmp_path / 'none'}. Write the folder again with blip-export")
+    assert found.startswith(f"There is no folder {tmp_path / 'none'}. blip-export writes it")
     (tmp_path / "file").write_text("")
     assert "is a file; --record takes a folder" in chain.refusal(blip_bench(ort_graphs, "--record", tmp_path / "file"), 2)
     both = ("--record", tmp_path, "--no-record")

@@ -110,6 +110,13 @@ def work(tmp_path: Path) -> Work:
     return work
 
 
+def test_a_vocabulary_of_other_captions_is_noticed(work: Work) -> None:
+    work.annotate([{"image": "a.png", "caption": ["zebras graze near acacias", "a dog"]}])
+    result = work.run()
+    assert result.exit_code == 0, result.output
+    assert "Warning: 67% of the captions' tokens are [UNK]; is this the vocabulary" in result.stdout
+
+
 def many(work: Work, count: int) -> None:
     for number in range(count):
         work.picture(f"many/{number}.png", (10 + number, 12))
