@@ -65,9 +65,13 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
     used = [name for choices in STAGES for name in graphs.first_of(*choices)]  # nor should hours of work end at a missing one
     k = options.k_test or graphs.config.protocol.k_test
     identity = _identity(options, graphs, data, k)
-    if not options.restart and (done := _complete(options.out, identity)):
-        say(f"{options.out} already holds this run; nothing to do (--restart runs it again).")
-        return done
+    if not options.restart and (done := _complete(options.out)):
+        held = done.content.get("identity", {})
+        if held == identity:
+            say(f"{options.out} already holds this run; nothing to do (--restart runs it again).")
+            return done
+        others = ", ".join(sorted(key for key in {*held, *identity} if held.get(key) != identity.get(key)))
+        say(f"{options.out} holds a complete run with another {others}; it is replaced once this one is complete.")
     if k > max(len(data.images), len(data.captions)):
         size = f"{len(data.images)} pictures, {len(data.captions)} captions"
         say(f"k_test {k} is larger than the set ({size}): every pair is scored.")
@@ -204,11 +208,8 @@ def _identity(options: Options, graphs: Graphs, data: RetrievalData, k: int) -> 
     }
 
 
-def _complete(out: Path, identity: dict[str, Any]) -> manifest.Manifest | None:
-    if not (out / manifest.NAME).is_file():
-        return None
-    found = manifest.read(out, "outputs")
-    return found if found.content.get("identity") == identity else None
+def _complete(out: Path) -> manifest.Manifest | None:
+    return manifest.read(out, "outputs") if (out / manifest.NAME).is_file() else None
 
 
 def _content(

@@ -361,3 +361,9 @@ def test_batch_sizes_do_not_matter(ort_graphs: Path, tiny_data: Path, tmp_path: 
         found.append(read_retrieval(tmp_path / str(n)))
     np.testing.assert_array_equal(found[0].pair_text[:], found[1].pair_text[:])
     np.testing.assert_allclose(found[0].itm_logits[:], found[1].itm_logits[:], rtol=0, atol=2e-5)
+
+
+def test_a_complete_run_is_not_replaced_without_a_word(ort_graphs: Path, tiny_data: Path, tmp_path: Path) -> None:
+    chain.done(chain.run(ort_graphs, tiny_data, tmp_path / "o", "--k-test", 3))
+    again = chain.done(chain.run(ort_graphs, tiny_data, tmp_path / "o", "--k-test", 4))
+    assert "holds a complete run with another k_test; it is replaced once this one is complete." in again
