@@ -9,7 +9,7 @@ import click
 
 from export.targets import ATC, DEFAULT_OPSET, OPSETS, ORT, TARGETS
 from models import config as configs
-from models.config import BlipConfig
+from models.config import Config
 from models.errors import Command, Misuse, extra
 from models.spec import graph_specs
 
@@ -85,7 +85,7 @@ def main(
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
 
 
-def _shortened(config: BlipConfig, length: int) -> BlipConfig:
+def _shortened(config: Config, length: int) -> Config:
     """The configuration for captions of `length` tokens, so that blip-pre cuts them as the graphs need them. A deviation
     from the model's own length is said on screen. Raises Misuse when the model's captions are not that long."""
     longest = config.protocol.max_length

@@ -21,6 +21,15 @@ MASKED = -10000.0  # what the original adds to the score of a padded position
 KeysValues = tuple[Tensor, Tensor]  # (P, H, T, K) each
 
 
+def bias_of(mask: Tensor, causal: bool = False) -> Tensor:
+    """What is added to the scores of keys under `mask` (B, L): (B, 1, 1, L); with `causal` (B, 1, L, L), by query too."""
+    bias = (1.0 - mask.to(torch.float32))[:, None, None, :] * MASKED  # (B, 1, 1, L)
+    if causal:
+        later = torch.ones(mask.shape[1], mask.shape[1], device=mask.device).triu(1)  # (L, L)
+        bias = bias + later * MASKED  # (B, 1, L, L)
+    return bias
+
+
 class Projections(nn.Module):
     """Query, key and value of one attention; keys and values may come from another width."""
 
@@ -158,10 +167,7 @@ class BertEncoder(nn.Module):
             causal: a position sees only what stands before it (the decoder).
             first_only: the last layer computes only position 0.
         """
-        bias = (1.0 - mask.to(torch.float32))[:, None, None, :] * MASKED  # (B, 1, 1, L)
-        if causal:
-            later = torch.ones(ids.shape[1], ids.shape[1], device=ids.device).triu(1)  # (L, L)
-            bias = bias + later * MASKED  # (B, 1, L, L)
+        bias = bias_of(mask, causal)
         x = self.embeddings(ids)
         last = len(self.encoder.layer) - 1
         for n, layer in enumerate(self.encoder):

@@ -40,10 +40,13 @@ class BlipRetrieval(nn.Module):
         x = self.text_encoder(ids, mask, first_only=True)  # (B, 1, D)
         return unit_length(self.text_proj(x[:, 0]))
 
+    def keys_values(self, image_feat: Tensor) -> list[KeysValues]:
+        """(P, T, D) to the keys and values of every layer."""
+        return self.text_encoder.image_kv(image_feat)
+
     def image_kv(self, image_feat: Tensor) -> Tensor:
         """(P, T, D) to (P, 2 * layers, H, T, K): keys and values of layer 0, of layer 1, ..."""
-        pairs = self.text_encoder.image_kv(image_feat)
-        return torch.stack([tensor for pair in pairs for tensor in pair], dim=1)
+        return torch.stack([tensor for pair in self.keys_values(image_feat) for tensor in pair], dim=1)
 
     def itm_logits(self, ids: Tensor, mask: Tensor, kv: list[KeysValues], shared: bool = False) -> Tensor:
         """(B, L) ids with [ENC] first, and the keys and values of their pictures, to (B, 2); class 1 is a match."""

@@ -1,7 +1,8 @@
 """The sizes of a model and the protocol its data follow. Imports no torch: the NPU host reads it too.
 
-A preset is a name for one frozen `BlipConfig`. Sizes and protocol of the published files: salesforce/BLIP,
-models/vit.py, configs/med_config.json, configs/retrieval_{coco,flickr}.yaml.
+A preset is a name for one frozen `BlipConfig` or `Blip2Config`. Sizes and protocol of the published files: salesforce/BLIP,
+models/vit.py, configs/med_config.json, configs/retrieval_{coco,flickr}.yaml; salesforce/LAVIS, models/eva_vit.py,
+models/clip_vit.py, models/blip2_models/Qformer.py, configs/models/blip2.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 from models.errors import Misuse, UserError
 
 INTERPOLATIONS = ("bicubic", "bilinear")  # the resizes that a protocol may name
+VIT, EVA, CLIP = "vit", "eva", "clip"
+ENCODERS = (VIT, EVA, CLIP)  # the image encoders: BLIP's ViT, and the two of BLIP-2
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A pre-norm ViT (salesforce/BLIP models/vit.py)."""
+    """A pre-norm ViT. EVA's and CLIP's end before their last block, which BLIP-2 leaves out."""
 
     image_size: int  # pixels, the pictures are square
     patch: int  # pixels
@@ -30,6 +33,7 @@ class VisionConfig:
     heads: int
     mlp: int  # width of the feed-forward layer
     eps: float = 1e-6  # of every LayerNorm
+    kind: str = VIT  # one of ENCODERS
 
     @property
     def tokens(self) -> int:
@@ -41,13 +45,26 @@ class VisionConfig:
 class TextConfig:
     """BERT with cross-attention in every layer (salesforce/BLIP models/med.py)."""
 
-    vocab: int  # with [DEC] and [ENC]
+    vocab: int  # with the special tokens that the model adds: [DEC], and BLIP's [ENC]
     width: int
     depth: int
     heads: int
     ffn: int
     positions: int
     eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class QformerConfig(TextConfig):
+    """BERT that reads captions, and pictures by learnt queries (salesforce/LAVIS models/blip2_models/Qformer.py)."""
+
+    queries: int = 32
+    cross_every: int = 2  # layers 0, 2, ... of the queries look at the picture
+
+    @property
+    def cross_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers with cross-attention."""
+        return tuple(range(0, self.depth, self.cross_every))
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class Protocol:
     max_length: int = 35  # tokens, with [CLS] and [SEP]
     pad_token: str = "[PAD]"
     decode_token: str = "[DEC]"  # begins a caption in the decoder
-    encode_token: str = "[ENC]"  # takes the place of [CLS] when a caption is matched with a picture
+    encode_token: str = "[ENC]"  # takes the place of [CLS] when a caption is matched with a picture; BLIP-2 keeps [CLS]
     k_test: int = 256  # candidates re-ranked per query
 
 
@@ -75,12 +92,33 @@ class BlipConfig:
     protocol: Protocol = Protocol()
 
 
+@dataclass(frozen=True)
+class Blip2Config:
+    """BLIP-2's first stage: an image encoder, and a Q-Former that reads it and captions."""
+
+    vision: VisionConfig
+    qformer: QformerConfig
+    embed: int = 256  # width of the space that queries and captions share
+    protocol: Protocol = Protocol()
+
+    @property
+    def text(self) -> QformerConfig:
+        """What reads the captions: the Q-Former."""
+        return self.qformer
+
+
+Config = BlipConfig | Blip2Config
+
 VIT_B = VisionConfig(image_size=384, patch=16, width=768, depth=12, heads=12, mlp=3072)
 VIT_L = VisionConfig(image_size=384, patch=16, width=1024, depth=24, heads=16, mlp=4096)
 MED = TextConfig(vocab=30524, width=768, depth=12, heads=12, ffn=3072, positions=512)
 FLICKR = Protocol(k_test=128)
+EVA_G = VisionConfig(image_size=224, patch=14, width=1408, depth=39, heads=16, mlp=6144, kind=EVA)
+CLIP_L = VisionConfig(image_size=224, patch=14, width=1024, depth=23, heads=16, mlp=4096, eps=1e-5, kind=CLIP)
+QFORMER = QformerConfig(vocab=30523, width=768, depth=12, heads=12, ffn=3072, positions=512)
+STAGE1 = Protocol(max_words=50, encode_token="[CLS]", k_test=128)
 
-PRESETS: dict[str, BlipConfig] = {
+PRESETS: dict[str, Config] = {
     "blip-retrieval-base-coco": BlipConfig(VIT_B, MED),
     "blip-retrieval-base-flickr": BlipConfig(VIT_B, MED, protocol=FLICKR),
     "blip-retrieval-large-coco": BlipConfig(VIT_L, MED),
@@ -92,31 +130,49 @@ PRESETS: dict[str, BlipConfig] = {
         embed=64,
         protocol=Protocol(k_test=32),
     ),
+    "blip2-stage1-vit-g": Blip2Config(EVA_G, QFORMER, protocol=STAGE1),
+    "blip2-stage1-vit-l": Blip2Config(CLIP_L, QFORMER, protocol=STAGE1),
+    "blip2-retrieval-coco": Blip2Config(dataclasses.replace(EVA_G, image_size=364), QFORMER, protocol=STAGE1),
+    # Its image encoder is blip-demo's, the rest was trained on the same pictures.
+    "blip2-demo": Blip2Config(
+        VisionConfig(image_size=48, patch=8, width=128, depth=4, heads=4, mlp=512, kind=EVA),
+        QformerConfig(vocab=84, width=128, depth=4, heads=4, ffn=512, positions=40, queries=8),
+        embed=64,
+        protocol=dataclasses.replace(STAGE1, k_test=32),
+    ),
 }
+# The names that mindformers' configurations have (mindformers/mindformer_book.py, r1.0).
+ALIASES = dict.fromkeys(("blip2_stage1_vit_g", "blip2_stage1_classification", "blip2_stage1_evaluator"), "blip2-stage1-vit-g")
 
 
-def preset(name: str) -> BlipConfig:
-    """The configuration called `name`. Raises Misuse with the nearest known name."""
+def preset(name: str) -> Config:
+    """The configuration called `name`, or that mindformers calls so. Raises Misuse with the nearest known name."""
+    name = ALIASES.get(name, name)
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, [*PRESETS, *ALIASES], n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise Misuse(f"No model is called {name!r}.{hint} Known models: {', '.join(PRESETS)}.")
 
 
-def to_dict(config: BlipConfig) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
     """Plain JSON values; `from_dict` gives the same configuration back."""
     return dataclasses.asdict(config)
 
 
-def from_dict(values: object, where: str) -> BlipConfig:
-    """Read `to_dict`'s form, with every name and type checked. `where` names the source in the error (UserError)."""
-    config: BlipConfig = _read(BlipConfig, values, where)
+def from_dict(values: object, where: str) -> Config:
+    """Read `to_dict`'s form, with every name and type checked: of BLIP-2 when it has a Q-Former. `where` names the source
+    in the error (UserError)."""
+    is_blip2 = isinstance(values, dict) and "qformer" in values
+    config: Config = _read(Blip2Config if is_blip2 else BlipConfig, values, where)
     vision, text = config.vision, config.text
+    reader, kinds = ("qformer", ENCODERS) if is_blip2 else ("text", (VIT,))
+    if vision.kind not in kinds:
+        raise UserError(f"{where}: vision.kind is {vision.kind!r}, expected {' or '.join(kinds)}.")
     for name, width, part in (
         ("vision.image_size by vision.patch", vision.image_size, vision.patch),
         ("vision.width by vision.heads", vision.width, vision.heads),
-        ("text.width by text.heads", text.width, text.heads),
+        (f"{reader}.width by {reader}.heads", text.width, text.heads),
     ):
         if width % part:
             raise UserError(f"{where}: {name} does not divide ({width} / {part}).")
@@ -135,7 +191,7 @@ def _check_protocol(protocol: Protocol, positions: int, where: str) -> None:
         raise UserError(f"{where}: protocol.max_length is {protocol.max_length}, but text.positions is only {positions}.")
 
 
-def from_file(path: Path) -> BlipConfig:
+def from_file(path: Path) -> Config:
     """Sizes typed by the user: a JSON file in the form of `to_dict`. Fields with a default may be left out."""
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -199,5 +255,6 @@ _READERS: dict[str, Any] = {
     "tuple[float, float, float]": _three,
     "VisionConfig": lambda value, where: _read(VisionConfig, value, where),
     "TextConfig": lambda value, where: _read(TextConfig, value, where),
+    "QformerConfig": lambda value, where: _read(QformerConfig, value, where),
     "Protocol": lambda value, where: _read(Protocol, value, where),
 }

@@ -1,7 +1,7 @@
 """The graphs: the one place where a graph's name, its inputs and outputs, their dtypes and shapes are typed.
 
 ONNX names, data files, ATC commands, session feeds, tests and the README table all read it. Axes: B batch, L text
-length (both symbolic), T image tokens, D image width, S image size, H heads, K head width, E embedding.
+length (both symbolic), T image tokens, D width, S image size, H heads, K head width, E embedding, Q queries of the Q-Former.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.config import BlipConfig
+from models.config import Blip2Config, BlipConfig, Config
 from models.errors import UserError
 
 Dim = int | str  # a str is symbolic: "B" or "L"
@@ -60,23 +60,18 @@ class GraphSpec:
         return all(isinstance(d, int) for t in self.inputs for d in t.shape)
 
 
-def graph_specs(config: BlipConfig) -> dict[str, GraphSpec]:
+def graph_specs(config: Config) -> dict[str, GraphSpec]:
     """Every graph that `config` can be cut into, by name, in the order they are used. The names follow the Ascend
     recipe (text_ids, text_atten_mask, input_image, text_embed, image_embed, image_feat) where it has them."""
-    vision, text = config.vision, config.text
-    head = text.width // text.heads
-    ids = TensorSpec("text_ids", "int64", (BATCH, LENGTH))
-    mask = TensorSpec("text_atten_mask", "int64", (BATCH, LENGTH))
-    image = TensorSpec("input_image", "float32", (BATCH, 3, vision.image_size, vision.image_size))
-    text_embed = TensorSpec("text_embed", "float32", (BATCH, config.embed))
+    specs = _blip2_specs(config) if isinstance(config, Blip2Config) else _blip_specs(config)
+    return {spec.name: spec for spec in specs}
+
+
+def _blip_specs(config: BlipConfig) -> tuple[GraphSpec, ...]:
+    ids, mask, image, text_embed, feat, logits = _common(config)
     image_embed = TensorSpec("image_embed", "float32", (BATCH, config.embed))
-    feat = TensorSpec("image_feat", "float32", (BATCH, vision.tokens, vision.width))
-    # Keys of layer 0, values of layer 0, keys of layer 1, ...
-    kv_shape = (2 * text.depth, text.heads, vision.tokens, head)
-    cross_kv = TensorSpec("cross_kv", "float32", (BATCH, *kv_shape))
-    one_kv = TensorSpec("cross_kv", "float32", (1, *kv_shape))  # of ONE picture
-    logits = TensorSpec("itm_logits", "float32", (BATCH, 2))
-    specs = (
+    cross_kv, one_kv = _cross_kv(config, config.text.depth)
+    return (
         GraphSpec("text_embed", (ids, mask), (text_embed,)),
         GraphSpec("image_embed", (image,), (image_embed,)),
         GraphSpec("image_feat", (image,), (feat,)),
@@ -85,7 +80,48 @@ def graph_specs(config: BlipConfig) -> dict[str, GraphSpec]:
         GraphSpec("itm", (ids, mask, feat), (logits,)),
         GraphSpec("itm_cached", (ids, mask, one_kv), (logits,)),
     )
-    return {spec.name: spec for spec in specs}
+
+
+def _blip2_specs(config: Blip2Config) -> tuple[GraphSpec, ...]:
+    ids, mask, image, text_embed, feat, logits = _common(config)
+    queries, width = config.qformer.queries, config.qformer.width
+    query_embed = TensorSpec("query_embed", "float32", (BATCH, queries, width))
+    image_embed = TensorSpec("image_embed", "float32", (BATCH, queries, config.embed))
+    cross_kv, one_kv = _cross_kv(config, len(config.qformer.cross_layers))
+    text_feat = TensorSpec("text_feat", "float32", (BATCH, LENGTH, width))
+    text_feat_proj = TensorSpec("text_feat_proj", "float32", (BATCH, LENGTH, config.embed))
+    multimodal = TensorSpec("multimodal_embed", "float32", (BATCH, queries, width))
+    return (
+        GraphSpec("text_embed", (ids, mask), (text_embed,)),
+        GraphSpec("image_feat", (image,), (feat,)),
+        GraphSpec("qformer", (feat,), (query_embed, image_embed)),
+        GraphSpec("image", (image,), (query_embed, image_embed, feat)),
+        GraphSpec("image_kv", (feat,), (cross_kv,)),
+        GraphSpec("itm", (ids, mask, feat), (logits,)),
+        GraphSpec("itm_cached", (ids, mask, one_kv), (logits,)),
+        GraphSpec("text_feat", (ids, mask), (text_feat, text_feat_proj)),
+        GraphSpec("multimodal", (ids, mask, feat), (multimodal,)),
+    )
+
+
+def _common(config: Config) -> tuple[TensorSpec, ...]:
+    """What the graphs of both models pass on."""
+    vision = config.vision
+    return (
+        TensorSpec("text_ids", "int64", (BATCH, LENGTH)),
+        TensorSpec("text_atten_mask", "int64", (BATCH, LENGTH)),
+        TensorSpec("input_image", "float32", (BATCH, 3, vision.image_size, vision.image_size)),
+        TensorSpec("text_embed", "float32", (BATCH, config.embed)),
+        TensorSpec("image_feat", "float32", (BATCH, vision.tokens, vision.width)),
+        TensorSpec("itm_logits", "float32", (BATCH, 2)),
+    )
+
+
+def _cross_kv(config: Config, layers: int) -> tuple[TensorSpec, TensorSpec]:
+    """Keys of the first layer with cross-attention, its values, keys of the next one, ...: of B pictures, and of ONE."""
+    heads = config.text.heads
+    shape = (2 * layers, heads, config.vision.tokens, config.text.width // heads)
+    return TensorSpec("cross_kv", "float32", (BATCH, *shape)), TensorSpec("cross_kv", "float32", (1, *shape))
 
 
 def spec_to_dict(spec: GraphSpec) -> dict[str, Any]:

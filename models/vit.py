@@ -1,7 +1,8 @@
-"""The image encoder: a pre-norm ViT. Pictures in, one vector per patch and one for the whole out.
+"""The image encoder of BLIP, and EVA's of BLIP-2: a pre-norm ViT. Pictures in, one vector per patch and one for the whole out.
 
 Axes: B batch, T tokens (class token first), D width, H heads, K head width, S picture size, P patch size.
-Parameter names are salesforce/BLIP's (models/vit.py), so its checkpoints load unmapped.
+Parameter names are salesforce/BLIP's (models/vit.py) and salesforce/LAVIS's (models/eva_vit.py), so their checkpoints load
+unmapped. EVA's keys have no bias, and it has no norm at its end: BLIP-2 has its own, `ln_vision`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import VisionConfig
+from models.config import EVA, VisionConfig
 
 
 class PatchEmbed(nn.Module):
@@ -44,8 +45,24 @@ class Attention(nn.Module):
         """Queries (part 0), keys (1) or values (2)."""
         width = x.shape[2]
         rows = slice(part * width, (part + 1) * width)  # a slice of a weight is folded into a weight, a chunk is not
-        y = F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows])  # (B, T, D)
+        y = F.linear(x, self.qkv.weight[rows], self.bias(part, rows))  # (B, T, D)
         return y.reshape(x.shape[0], -1, self.heads, width // self.heads).transpose(1, 2)  # (B, H, T, K)
+
+    def bias(self, part: int, rows: slice) -> Tensor | None:
+        return self.qkv.bias[rows]
+
+
+class EvaAttention(Attention):
+    """Queries and values have a bias, keys have none."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+
+    def bias(self, part: int, rows: slice) -> Tensor | None:
+        return (self.q_bias, None, self.v_bias)[part]
 
 
 class Mlp(nn.Module):
@@ -63,7 +80,7 @@ class Block(nn.Module):
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(cfg.width, eps=cfg.eps)
-        self.attn = Attention(cfg.width, cfg.heads)
+        self.attn = (EvaAttention if cfg.kind == EVA else Attention)(cfg.width, cfg.heads)
         self.norm2 = nn.LayerNorm(cfg.width, eps=cfg.eps)
         self.mlp = Mlp(cfg.width, cfg.mlp)
 
@@ -82,7 +99,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, cfg.tokens, cfg.width))
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
-        self.norm = nn.LayerNorm(cfg.width, eps=cfg.eps)
+        self.norm = nn.Identity() if cfg.kind == EVA else nn.LayerNorm(cfg.width, eps=cfg.eps)
 
     def forward(self, image: Tensor) -> Tensor:
         patches = self.patch_embed(image)  # (B, T - 1, D)

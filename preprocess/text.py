@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from models.config import BlipConfig, Protocol
+from models.config import Config, Protocol
 from models.errors import UserError
 
 REQUIRED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -52,7 +52,7 @@ class CaptionTokenizer:
         self.size: int = tokenizer.get_vocab_size(with_added_tokens=True)
 
     @classmethod
-    def load(cls, path: Path, config: BlipConfig | None = None) -> CaptionTokenizer:
+    def load(cls, path: Path, config: Config | None = None) -> CaptionTokenizer:
         """Read a `tokenizer.json` or a `vocab.txt`, or a folder that holds one (tokenizer.json first).
 
         Args:

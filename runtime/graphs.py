@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models import manifest
-from models.config import BlipConfig, from_dict
+from models.config import Config, from_dict
 from models.errors import UserError
 from models.spec import BATCH, LENGTH, GraphSpec, graph_specs, spec_from_dict
 
@@ -20,7 +20,7 @@ class Graphs:
     """A complete graphs/ folder."""
 
     source: manifest.Manifest
-    config: BlipConfig
+    config: Config
     symbolic: dict[str, GraphSpec]  # every graph of this model, batch and length symbolic
     written: dict[str, GraphSpec]  # the graphs in the folder, as they were exported
 
