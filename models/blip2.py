@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.bert import KeysValues
-from models.blip import unit_length
+from models.blip import BlipRetrieval, unit_length
 from models.clip_vit import ClipVisionTransformer
 from models.config import CLIP, Blip2Config
 from models.qformer import QformerModel, QformerWithHead
@@ -101,3 +101,6 @@ class Blip2Stage1(Blip2Retrieval):
 
     def make_qformer(self) -> QformerWithHead:
         return QformerWithHead(self.cfg.qformer, self.cfg.vision.width)
+
+
+Retrieval = BlipRetrieval | Blip2Retrieval  # what graphs are cut from

@@ -26,10 +26,10 @@ from models.errors import Misuse, UserError
 FORMAT = 1
 NAME = "manifest.json"
 MADE_WITH = {
-    "data": "blip-pre retrieval",
+    "data": "blip-pre",
     "graphs": "blip-export",
-    "outputs": "blip-run retrieval",
-    "report": "blip-post --recall",
+    "outputs": "blip-run",
+    "report": "blip-post",
 }
 REPORTED = ("blip-offline", "numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "onnxscript", "onnxslim", "torch")
 

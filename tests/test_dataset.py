@@ -195,11 +195,11 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(values), "utf-8")
 
 
-MEND = "Write the folder again with blip-pre retrieval."
+MEND = "Write the folder again with blip-pre."
 
 
 def test_no_folder_or_an_unfinished_one(tmp_path: Path) -> None:
-    assert refused(tmp_path / "absent") == f"There is no folder {tmp_path / 'absent'}. blip-pre retrieval writes it."
+    assert refused(tmp_path / "absent") == f"There is no folder {tmp_path / 'absent'}. blip-pre writes it."
     folder = data_folder(tmp_path / "data")
     (folder / manifest.NAME).unlink()
     assert refused(folder) == f"{folder} holds no manifest.json: it is not a complete data folder. {MEND}"

@@ -166,12 +166,12 @@ def damaged_data(run: Run) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (unfinished, ("is not a complete outputs folder", "blip-run retrieval")),
+        (unfinished, ("is not a complete outputs folder", "blip-run")),
         (of_another_kind, ("is a 'data' folder, expected 'outputs'",)),
         (truncated, ("itm_logits.npy has 200 bytes",)),
         (missing, ("pair_sim.npy is missing",)),
         (not_json, ("is damaged",)),
-        (damaged_data, ("img.npy has 1,000 bytes", "blip-pre retrieval")),
+        (damaged_data, ("img.npy has 1,000 bytes", "blip-pre")),
     ],
 )
 def test_damaged_folders(run: Run, tmp_path: Path, harm: Any, says: tuple[str, ...]) -> None:
@@ -182,7 +182,7 @@ def test_damaged_folders(run: Run, tmp_path: Path, harm: Any, says: tuple[str, .
 
 
 def test_no_outputs_at_all(tmp_path: Path) -> None:
-    refused(post("--outputs", tmp_path / "outputs", "--out", tmp_path / "report"), 1, "There is no folder", "blip-run retrieval")
+    refused(post("--outputs", tmp_path / "outputs", "--out", tmp_path / "report"), 1, "There is no folder", "blip-run")
 
 
 def test_a_flipped_byte_is_found_with_verify(run: Run, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ MIXED = [
         _signed("data", lambda m: m["protocol"].update(tokenizer_sha256="0" * 64)),
     ),
     Case("outputs of other data", "post", ("made from another data folder",), _other_data),
-    Case("outputs unfinished", "post", ("no folder", "blip-run retrieval"), _unfinished),
+    Case("outputs unfinished", "post", ("no folder", "blip-run"), _unfinished),
     Case("no outputs", "post", ("no folder nowhere",), options("--outputs", "nowhere")),
     Case("no data", "run", ("no folder nowhere", "blip-pre"), options("--data", "nowhere")),
     Case("no graphs", "pre", ("no folder nowhere", "blip-export"), options("--graphs", "nowhere")),
