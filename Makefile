@@ -3,11 +3,14 @@
 
 PYTHON ?= python3
 MODEL ?= blip-demo
-CHECKPOINT ?= demo/weights.safetensors
+CHECKPOINT ?= $(if $(filter blip2-demo,$(MODEL)),demo/blip2.safetensors,demo/weights.safetensors)
+VIT_CHECKPOINT ?=
 TOKENIZER ?= demo/tokenizer
 OUT ?= $(if $(filter blip-demo,$(MODEL)),build,build/$(MODEL))
 IMAGES ?= $(OUT)/pictures
 ANNOTATIONS ?= $(OUT)/pictures/test.json
+LABELLED ?= $(OUT)/labelled
+TEMPLATE ?= $(if $(filter blip-demo blip2-demo,$(MODEL)),a {})
 BATCHSIZE ?= 16
 K_TEST ?=
 
@@ -15,14 +18,17 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 # What each step is told. A step runs again when its line changes, not only when a file does.
-EXPORT_ARGS := --model $(MODEL) --checkpoint "$(CHECKPOINT)" --tokenizer "$(TOKENIZER)"
+EXPORT_ARGS := --model $(MODEL) --checkpoint "$(CHECKPOINT)" --tokenizer "$(TOKENIZER)" \
+    $(if $(VIT_CHECKPOINT),--vit-checkpoint "$(VIT_CHECKPOINT)")
 DATA_ARGS := --annotations "$(ANNOTATIONS)" --images "$(IMAGES)"
 RUN_ARGS := --batchsize $(BATCHSIZE) $(if $(K_TEST),--k-test $(K_TEST))
+LABEL_ARGS := --images "$(LABELLED)"
+CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLATE)")
 
 # Mistakes that would otherwise show after minutes of work, or as a message of make about itself.
-$(foreach name,OUT CHECKPOINT TOKENIZER ANNOTATIONS IMAGES,$(if $(word 2,$($(name))),\
+$(foreach name,OUT CHECKPOINT VIT_CHECKPOINT TOKENIZER ANNOTATIONS IMAGES LABELLED,$(if $(word 2,$($(name))),\
     $(error $(name)="$($(name))" holds a space, which make cannot handle; the blip-* commands can)))
-ifneq ($(MODEL),blip-demo)
+ifeq ($(filter blip-demo blip2-demo,$(MODEL)),)
 ifneq ($(findstring file,$(origin CHECKPOINT) $(origin TOKENIZER)),)
 $(error MODEL=$(MODEL) needs its own CHECKPOINT=... and TOKENIZER=...)
 endif
@@ -37,12 +43,19 @@ else
 PICTURES := $(wildcard $(ANNOTATIONS))
 endif
 
+STEPS := graphs data outputs report label-data label-outputs label-report
+
+# Without labelled pictures of one's own they are drawn too.
+LABELS := $(if $(filter file,$(origin LABELLED)),$(OUT)/labelled/.made.json,$(wildcard $(LABELLED)))
+
 # A manifest is there only when its folder is complete: make must not delete it when it is interrupted.
-.PRECIOUS: $(foreach step,graphs data outputs report,$(OUT)/$(step)/manifest.json) $(OUT)/pictures/test.json
-.PHONY: demo test lint export data run report bench train clean help FORCE
+.PRECIOUS: $(foreach step,$(STEPS),$(OUT)/$(step)/manifest.json) $(OUT)/pictures/test.json
+.PHONY: demo demo-blip2 test lint export data run report classify bench train train-blip2 clean help FORCE
 .DEFAULT_GOAL := help
 
 demo: report  ## the main job on the embedded model and drawn pictures: prints recall, writes report.html
+demo-blip2:  ## the same with BLIP-2, and zero-shot classification of drawn pictures
+	@$(MAKE) --no-print-directory MODEL=blip2-demo report classify
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
 lint: $(READY)  ## check style and types
@@ -54,20 +67,25 @@ data: $(OUT)/data/manifest.json  ## IMAGES and ANNOTATIONS -> OUT/data
 run: $(OUT)/outputs/manifest.json  ## graphs x data -> OUT/outputs, in batches of BATCHSIZE
 report: $(OUT)/report/manifest.json  ## outputs -> OUT/report: recall, report.json, report.html
 	@cat "$(OUT)/report/report.txt"; echo "$(OUT)/report/report.html"
+classify: $(OUT)/label-report/manifest.json  ## LABELLED, a folder of class folders -> OUT/label-report: top-1 and top-5
+	@cat "$(OUT)/label-report/report.txt"; echo "$(OUT)/label-report/report.html"
 bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
 train: $(READY)  ## train the demo's weights again, into OUT/training (takes long)
 	$(BIN)/python -m demo.train --out "$(OUT)/training"
+train-blip2: $(READY)  ## train those of the BLIP-2 demo again
+	$(BIN)/python -m demo.train_blip2 --out "$(OUT)/training-blip2"
 clean:  ## remove what the steps wrote to OUT, and nothing else
-	@for step in graphs data outputs report; do \
+	@for step in $(STEPS); do \
 	    if [ -f "$(OUT)/$$step/manifest.json" ]; then rm -rf "$(OUT)/$$step"; fi; \
 	    rm -rf "$(OUT)/.$$step.part" "$(OUT)/.$$step.old"; \
 	done
 	@if [ -f "$(OUT)/pictures/.test.made.json" ]; then rm -rf "$(OUT)/pictures"; fi
+	@if [ -f "$(OUT)/labelled/.made.json" ]; then rm -rf "$(OUT)/labelled"; fi
 	@rm -f "$(OUT)"/.*.args
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*##/  make \1 -/'
-	@echo 'Variables: MODEL CHECKPOINT TOKENIZER IMAGES ANNOTATIONS BATCHSIZE K_TEST OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*##/  make \1 -/'
+	@echo 'Variables: MODEL CHECKPOINT VIT_CHECKPOINT TOKENIZER IMAGES ANNOTATIONS LABELLED TEMPLATE BATCHSIZE K_TEST OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -78,7 +96,7 @@ $(OUT)/pictures/test.json: $(READY) demo/shapes.py demo/scenes.py demo/captions.
 	$(BIN)/python -m demo.shapes --out "$(OUT)/pictures" --split test --count 500
 	touch "$@"
 
-$(OUT)/graphs/manifest.json: $(OUT)/.export.args $(wildcard $(CHECKPOINT) $(TOKENIZER)) | $(READY)
+$(OUT)/graphs/manifest.json: $(OUT)/.export.args $(wildcard $(CHECKPOINT) $(VIT_CHECKPOINT) $(TOKENIZER)) | $(READY)
 	$(BIN)/python -m export $(EXPORT_ARGS) --out "$(OUT)/graphs"
 
 $(OUT)/data/manifest.json: $(OUT)/.data.args $(OUT)/graphs/manifest.json $(PICTURES) | $(READY)
@@ -91,10 +109,26 @@ $(OUT)/outputs/manifest.json: $(OUT)/.run.args $(OUT)/graphs/manifest.json $(OUT
 $(OUT)/report/manifest.json: $(OUT)/outputs/manifest.json | $(READY)
 	$(BIN)/python -m postprocess --recall --outputs "$(OUT)/outputs" --out "$(OUT)/report" > /dev/null
 
+$(OUT)/labelled/.made.json: $(READY) demo/labelled.py demo/shapes.py demo/scenes.py
+	$(BIN)/python -m demo.labelled --out "$(OUT)/labelled"
+	touch "$@"
+
+$(OUT)/label-data/manifest.json: $(OUT)/.labels.args $(OUT)/graphs/manifest.json $(LABELS) | $(READY)
+	$(BIN)/python -m preprocess classify $(LABEL_ARGS) --graphs "$(OUT)/graphs" --out "$(OUT)/label-data"
+
+$(OUT)/label-outputs/manifest.json: $(OUT)/.classify.args $(OUT)/graphs/manifest.json $(OUT)/label-data/manifest.json | $(READY)
+	$(BIN)/python -m runtime classify --graphs "$(OUT)/graphs" --data "$(OUT)/label-data" --out "$(OUT)/label-outputs" $(CLASSIFY_ARGS)
+	touch "$@"
+
+$(OUT)/label-report/manifest.json: $(OUT)/label-outputs/manifest.json | $(READY)
+	$(BIN)/python -m postprocess --top1 --outputs "$(OUT)/label-outputs" --out "$(OUT)/label-report" > /dev/null
+
 # Written only when the text differs, so that what depends on it stays up to date.
 $(OUT)/.export.args: ARGS = $(EXPORT_ARGS)
 $(OUT)/.data.args: ARGS = $(DATA_ARGS)
 $(OUT)/.run.args: ARGS = $(RUN_ARGS)
+$(OUT)/.labels.args: ARGS = $(LABEL_ARGS)
+$(OUT)/.classify.args: ARGS = $(CLASSIFY_ARGS)
 $(OUT)/.%.args: FORCE
 	@mkdir -p "$(OUT)"
 	@printf '%s\n' '$(ARGS)' | cmp -s - "$@" || printf '%s\n' '$(ARGS)' > "$@"

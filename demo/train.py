@@ -11,10 +11,13 @@ from pathlib import Path
 import click
 
 from demo import shapes
-from models.config import preset
+from models.blip import BlipPretrain
+from models.config import BLIP_DEMO
 from models.errors import Command
 from preprocess.workers import usable_cpus
+from training.initial import initialise
 from training.options import Files, Options
+from training.pretrain import losses_of
 from training.run import run
 
 PICTURES = {"train": 30_000, "test": 500}  # of each split
@@ -32,13 +35,20 @@ RECIPE = Options(steps=10_000, batchsize=40, together=5, easy=10_000, easy_steps
 @click.option("--steps", type=click.IntRange(min=1), default=RECIPE.steps, help="Fewer than the recipe's give a worse model.")
 def main(out: Path, seed: int, steps: int) -> None:
     """Draw the pictures and train the demo's model on them, from nothing."""
+    pictures = draw_pictures(out)
+    files = Files(TOKENIZER, pictures / "train.json", pictures, pictures / "test.json", out / "weights.safetensors")
+    command = f"python -m demo.train --seed {seed} --steps {steps}"
+    model = BlipPretrain(BLIP_DEMO)
+    initialise(model, seed)
+    run(model, losses_of, files, min(usable_cpus(), 16), replace(RECIPE, seed=seed, steps=steps), command)
+
+
+def draw_pictures(out: Path) -> Path:
+    """Draw both splits; returns their folder."""
     for split, count in PICTURES.items():
         click.echo(f"drawing {count:,} pictures: {split}")
         shapes.write(out / "pictures", split, count, DRAWN_WITH)
-    pictures = out / "pictures"
-    files = Files(TOKENIZER, pictures / "train.json", pictures, pictures / "test.json", out / "weights.safetensors")
-    command = f"python -m demo.train --seed {seed} --steps {steps}"
-    run(preset("blip-demo"), files, min(usable_cpus(), 16), replace(RECIPE, seed=seed, steps=steps), command)
+    return out / "pictures"
 
 
 if __name__ == "__main__":

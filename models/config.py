@@ -118,28 +118,31 @@ CLIP_L = VisionConfig(image_size=224, patch=14, width=1024, depth=23, heads=16, 
 QFORMER = QformerConfig(vocab=30523, width=768, depth=12, heads=12, ffn=3072, positions=512)
 STAGE1 = Protocol(max_words=50, encode_token="[CLS]", k_test=128)
 
+# Trained from nothing on the drawn pictures of demo/shapes.py; the vocabulary is demo/tokenizer/vocab.txt.
+BLIP_DEMO = BlipConfig(
+    VisionConfig(image_size=48, patch=8, width=128, depth=4, heads=4, mlp=512),
+    TextConfig(vocab=85, width=128, depth=3, heads=4, ffn=512, positions=40),
+    embed=64,
+    protocol=Protocol(k_test=32),
+)
+# The same pictures and the same image encoder, with a Q-Former on top.
+BLIP2_DEMO = Blip2Config(
+    dataclasses.replace(BLIP_DEMO.vision, kind=EVA),
+    QformerConfig(vocab=84, width=128, depth=3, heads=4, ffn=512, positions=40, queries=8),
+    embed=64,
+    protocol=dataclasses.replace(STAGE1, k_test=32),
+)
+
 PRESETS: dict[str, Config] = {
     "blip-retrieval-base-coco": BlipConfig(VIT_B, MED),
     "blip-retrieval-base-flickr": BlipConfig(VIT_B, MED, protocol=FLICKR),
     "blip-retrieval-large-coco": BlipConfig(VIT_L, MED),
     "blip-retrieval-large-flickr": BlipConfig(VIT_L, MED, protocol=FLICKR),
-    # Trained from nothing on the drawn pictures of demo/shapes.py; its vocabulary is demo/tokenizer/vocab.txt.
-    "blip-demo": BlipConfig(
-        VisionConfig(image_size=48, patch=8, width=128, depth=4, heads=4, mlp=512),
-        TextConfig(vocab=85, width=128, depth=3, heads=4, ffn=512, positions=40),
-        embed=64,
-        protocol=Protocol(k_test=32),
-    ),
+    "blip-demo": BLIP_DEMO,
     "blip2-stage1-vit-g": Blip2Config(EVA_G, QFORMER, protocol=STAGE1),
     "blip2-stage1-vit-l": Blip2Config(CLIP_L, QFORMER, protocol=STAGE1),
     "blip2-retrieval-coco": Blip2Config(dataclasses.replace(EVA_G, image_size=364), QFORMER, protocol=STAGE1),
-    # Its image encoder is blip-demo's, the rest was trained on the same pictures.
-    "blip2-demo": Blip2Config(
-        VisionConfig(image_size=48, patch=8, width=128, depth=4, heads=4, mlp=512, kind=EVA),
-        QformerConfig(vocab=84, width=128, depth=4, heads=4, ffn=512, positions=40, queries=8),
-        embed=64,
-        protocol=dataclasses.replace(STAGE1, k_test=32),
-    ),
+    "blip2-demo": BLIP2_DEMO,
 }
 # The names that mindformers' configurations have (mindformers/mindformer_book.py, r1.0).
 ALIASES = dict.fromkeys(("blip2_stage1_vit_g", "blip2_stage1_classification", "blip2_stage1_evaluator"), "blip2-stage1-vit-g")

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "training": ("training", "models", "preprocess"),
     "export": ("export", "models", "preprocess.text"),
     "runtime": ("runtime", "preprocess", *VOCABULARY),
-    "postprocess": ("postprocess", "preprocess.dataset", "runtime.outputs", *VOCABULARY),
+    "postprocess": ("postprocess", "preprocess.dataset", "runtime.outputs", "runtime.similarity", *VOCABULARY),
     "bench": ("bench", "models", "preprocess", "runtime"),
     "demo": ("demo", "training", "models", "preprocess"),
 }
@@ -64,7 +64,7 @@ def test_a_forbidden_import_is_seen(tmp_path: Path) -> None:
     assert imported(wrong) == {"models.blip", "export.graphs", "runtime.outputs"}
 
 
-@pytest.mark.parametrize("module", [*VOCABULARY, "preprocess.dataset", *WITHOUT_TORCH])
+@pytest.mark.parametrize("module", [*VOCABULARY, "preprocess.dataset", "runtime.pipeline", *WITHOUT_TORCH])
 def test_imports_with_torch_blocked(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import {module}; assert 'transformers' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

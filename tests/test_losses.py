@@ -113,7 +113,7 @@ def test_lm_smooths_and_leaves_padding_out(model: BlipPretrain, batch: tuple[Ten
             scores = log_softmax(logits[place].tolist())
             right = scores[int(ids[row, place + 1])]
             terms.append(-(0.9 * right + 0.1 * sum(scores) / len(scores)))
-    found = losses.lm(model, ids, mask, model.text_encoder.image_kv(feat))
+    found = losses.lm(model.text_decoder(ids, mask, model.keys_values(feat)), ids, mask)
     assert len(terms) == 7 + 4 + 3 + 6 - B
     assert float(found) == pytest.approx(sum(terms) / len(terms), abs=EXACT)
 
@@ -134,7 +134,8 @@ def test_the_comparisons_can_fail(model: BlipPretrain, batch: tuple[Tensor, Tens
     kv = model.text_encoder.image_kv(model.image_feat(image))
     other = ids.clone()
     other[1, 2] = 5
-    assert abs(float(losses.lm(model, ids, mask, kv) - losses.lm(model, other, mask, kv))) > 100 * EXACT
+    right, wrong = (losses.lm(model.text_decoder(words, mask, kv), words, mask) for words in (ids, other))
+    assert abs(float(right - wrong)) > 100 * EXACT
     none = torch.full((B,), -1)
     one = torch.tensor([1, -1, -1, -1])
     assert abs(float(losses.itm(model, ids, mask, kv, none, none) - losses.itm(model, ids, mask, kv, one, none))) > 100 * EXACT

@@ -23,10 +23,11 @@ from models.config import BlipConfig, Protocol, TextConfig, VisionConfig
 from models.errors import Misuse, UserError
 from preprocess.text import CaptionTokenizer
 from tests.tiny import fill
-from training import checkpoint, data, pretrain
+from training import checkpoint, data, loop, pretrain
 from training.__main__ import main
 from training.initial import initialise, sines
 from training.options import Options
+from training.step import Batch
 
 TOKENIZER = Path(__file__).parent.parent / "demo" / "tokenizer"
 SMALL = BlipConfig(
@@ -70,7 +71,7 @@ Train = Callable[..., list[dict[str, float]]]
 def train(tokenizer: CaptionTokenizer, captioned: data.CaptionedPictures) -> Train:
     def run(model: BlipPretrain, options: Options = SHORT) -> list[dict[str, float]]:
         log: list[dict[str, float]] = []
-        pretrain.pretrain(model, tokenizer, captioned, captioned, options, log.append)
+        loop.train(model, pretrain.losses_of, tokenizer, captioned, captioned, options, log.append)
         return log
 
     return run
@@ -118,11 +119,11 @@ def test_shifted_moves_and_repeats_the_edge() -> None:
 
 def test_learning_rate_warms_up_and_falls() -> None:
     options = Options(steps=100, warmup=10, lr=1.0)
-    rates = [pretrain.learning_rate(step, options) for step in range(1, 101)]
+    rates = [loop.learning_rate(step, options) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9]
     assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert pretrain.FINAL < rates[-1] < pretrain.FINAL + 0.001
+    assert loop.FINAL < rates[-1] < loop.FINAL + 0.001
 
 
 def test_positions_start_as_sines() -> None:
@@ -158,13 +159,13 @@ def test_itm_starts_late_and_easy_pictures_come_first(
     train: Train, monkeypatch: pytest.MonkeyPatch, captioned: data.CaptionedPictures
 ) -> None:
     seen = []
-    plain = pretrain.draw
+    plain = loop.draw
 
-    def spy(set_: data.CaptionedPictures, pictures: np.ndarray, *more: object) -> pretrain.Batch:
+    def spy(set_: data.CaptionedPictures, pictures: np.ndarray, *more: object) -> Batch:
         seen.append(pictures.max())
         return plain(set_, pictures, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pretrain, "draw", spy)
+    monkeypatch.setattr(loop, "draw", spy)
     log = train(fresh(), dataclasses.replace(SHORT, itm_after=10, easy=10, easy_steps=8))
     assert log[0]["itm"] == 0
     assert log[1]["itm"] > 0.1
@@ -360,8 +361,9 @@ def test_the_recorded_command_is_the_recipe(monkeypatch: pytest.MonkeyPatch) -> 
         recorded = json.loads(next(log))["command"]
     result = CliRunner().invoke(main, shlex.split(recorded)[1:])
     assert result.exit_code == 0, result.output
-    sizes, _, _, options, _ = seen
-    assert (sizes, options) == (config.PRESETS["blip-demo"], demo.train.RECIPE)
+    model, _, _, _, options, _ = seen
+    assert isinstance(model, BlipPretrain)
+    assert (model.cfg, options) == (config.PRESETS["blip-demo"], demo.train.RECIPE)
 
 
 def test_without_sizes_the_demos_model_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +371,8 @@ def test_without_sizes_the_demos_model_is_trained(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("training.run.run", lambda *arguments: seen.extend(arguments))
     result = CliRunner().invoke(main, ["pretrain", "--annotations", "a", "--images", "b"])
     assert result.exit_code == 0, result.output
-    assert seen[0] == config.PRESETS["blip-demo"]
+    assert isinstance(seen[0], BlipPretrain)
+    assert seen[0].cfg == config.PRESETS["blip-demo"]
 
 
 def test_the_demos_weights_are_of_its_preset_and_of_their_log() -> None:

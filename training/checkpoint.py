@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from models import config
 from models.blip import BlipPretrain
+from models.blip2 import Blip2Stage1
+from models.config import Blip2Config
 from models.errors import UserError
+from training.step import Trainable
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -25,7 +28,7 @@ def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def save(model: BlipPretrain, path: Path, made_by: dict[str, str]) -> None:
+def save(model: Trainable, path: Path, made_by: dict[str, str]) -> None:
     """Write beside, then rename. The file's metadata hold the configuration and `made_by`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
@@ -38,10 +41,10 @@ def save(model: BlipPretrain, path: Path, made_by: dict[str, str]) -> None:
         raise
 
 
-def load(path: Path) -> BlipPretrain:
+def load(path: Path) -> Trainable:
     """The model as `save` wrote it. Raises UserError when the file is of something else."""
     if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}. Write one with blip-train pretrain.")
+        raise UserError(f"There is no checkpoint {path}. Write one with blip-train.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -49,7 +52,8 @@ def load(path: Path) -> BlipPretrain:
         values = json.loads(metadata["config"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of blip-train ({type(error).__name__}: {error}).") from error
-    model = BlipPretrain(config.from_dict(values, str(path)))
+    cfg = config.from_dict(values, str(path))
+    model: Trainable = Blip2Stage1(cfg) if isinstance(cfg, Blip2Config) else BlipPretrain(cfg)
     shapes = {name: tuple(tensor.shape) for name, tensor in unique_tensors(model).items()}
     wrong = sorted(n for n in shapes.keys() | tensors.keys() if n not in tensors or shapes.get(n) != tuple(tensors[n].shape))
     if wrong:

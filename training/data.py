@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.config import BlipConfig
+from models.config import Config
 from models.errors import Misuse
 from preprocess.annotations import read_annotations
 from preprocess.images import normalise, read_image
@@ -48,13 +48,13 @@ class CaptionedPictures:
         return self.ids[texts, :length], mask[:, :length]
 
 
-def open_tokenizer(path: Path, config: BlipConfig) -> CaptionTokenizer:
+def open_tokenizer(path: Path, config: Config) -> CaptionTokenizer:
     """The model's tokenizer. Raises UserError when it has another number of tokens than the model."""
     return CaptionTokenizer.load(path, config)
 
 
 def read_pictures(
-    annotations: Path, split: str, images: Path, tokenizer: CaptionTokenizer, config: BlipConfig, workers: int
+    annotations: Path, split: str, images: Path, tokenizer: CaptionTokenizer, config: Config, workers: int
 ) -> CaptionedPictures:
     """Read the whole set into memory. `split` chooses from Karpathy's own file, which holds several.
 
@@ -104,7 +104,7 @@ def shifted(pixels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarr
     return pixels[:, :, rows[:, None], columns]
 
 
-def normalised(pixels: np.ndarray, config: BlipConfig) -> np.ndarray:
+def normalised(pixels: np.ndarray, config: Config) -> np.ndarray:
     """(B, 3, S, S) uint8 to the float32 that the model reads."""
     return normalise(pixels, config.protocol.mean, config.protocol.std)
 

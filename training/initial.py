@@ -9,32 +9,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.blip import BlipPretrain
-from models.vit import PatchEmbed
+from models.blip2 import Blip2Stage1
+from models.vit import PatchEmbed, VisionTransformer
+from training.step import Trainable
 
 WORDS = 0.02  # standard deviation of the embeddings, as BERT's
 POSITIONS = 0.7  # amplitude of the sines
 WAVELENGTH = 100.0  # ratio of the longest to the shortest
 
 
-def initialise(model: BlipPretrain, seed: int) -> None:
+def initialise(model: Trainable, seed: int) -> None:
     """Fill the model at random, the same for the same seed."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:  # EVA's packed queries, keys and values keep theirs apart
+                nn.init.zeros_(module.bias)
         elif isinstance(module, PatchEmbed):
             nn.init.xavier_uniform_(module.proj.weight.data.flatten(1))  # a view
             assert module.proj.bias is not None
             nn.init.zeros_(module.proj.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=WORDS)
-    vision = model.cfg.vision
     with torch.no_grad():
-        nn.init.normal_(model.visual_encoder.cls_token, std=WORDS)
-        model.visual_encoder.pos_embed.zero_()
-        model.visual_encoder.pos_embed[0, 1:] = POSITIONS * sines(vision.image_size // vision.patch, vision.width)
+        if isinstance(model.visual_encoder, VisionTransformer):  # CLIP's is never trained from nothing
+            vision = model.cfg.vision
+            nn.init.normal_(model.visual_encoder.cls_token, std=WORDS)
+            model.visual_encoder.pos_embed.zero_()
+            model.visual_encoder.pos_embed[0, 1:] = POSITIONS * sines(vision.image_size // vision.patch, vision.width)
+        if isinstance(model, Blip2Stage1):
+            nn.init.normal_(model.query_tokens, std=WORDS)
+            start_queries_as_text(model)
+
+
+def start_queries_as_text(model: Blip2Stage1) -> None:
+    """The queries' feed-forward layers start as copies of the text's (salesforce/LAVIS blip2_models/blip2_qformer.py)."""
+    for layer in model.Qformer.bert.encoder:
+        layer.intermediate_query.load_state_dict(layer.intermediate.state_dict())
+        layer.output_query.load_state_dict(layer.output.state_dict())
 
 
 def sines(side: int, width: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""The three losses of BLIP pre-training: contrastive (ITC), matching (ITM) and captioning (LM).
+"""The three losses of BLIP and of BLIP-2's first stage: contrastive (ITC), matching (ITM) and captioning (LM).
 
-Definitions: salesforce/BLIP models/blip_pretrain.py; the contrast is within the batch, without its momentum queue.
+Definitions: salesforce/BLIP models/blip_pretrain.py, salesforce/LAVIS models/blip2_models/blip2_qformer.py. The contrast
+is within the batch.
 Axes: B captions with their pictures, L text tokens, E embedding; `kv` holds the keys and values of B pictures per layer.
 """
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.bert import KeysValues
-from models.blip import BlipPretrain
+from models.blip2 import Retrieval
 from models.spec import MATCH
 
 IGNORED = -100  # label of a padded position
@@ -21,16 +22,17 @@ SMOOTHING = 0.1
 FLOOR = 1e-4  # what every negative gets on top of its probability
 
 
-def itc(sims: Tensor, same: Tensor) -> Tensor:
+def itc(sims: Tensor, same: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of pictures to captions and of captions to pictures, averaged.
 
     Args:
         sims: (B, B) similarities divided by the temperature, pictures by captions.
         same: (B, B) bool, true where the caption was written for the picture. Such pairs share the target.
+        smoothing: share of each target that goes to all B alike.
     """
     targets = same.float()
-    to_text = F.cross_entropy(sims, targets / targets.sum(1, keepdim=True))
-    to_image = F.cross_entropy(sims.t(), targets.t() / targets.t().sum(1, keepdim=True))
+    to_text = F.cross_entropy(sims, targets / targets.sum(1, keepdim=True), label_smoothing=smoothing)
+    to_image = F.cross_entropy(sims.t(), targets.t() / targets.t().sum(1, keepdim=True), label_smoothing=smoothing)
     return (to_text + to_image) / 2
 
 
@@ -44,7 +46,7 @@ def hard_negatives(sims: Tensor, same: Tensor, generator: torch.Generator) -> Te
 
 
 def itm(
-    model: BlipPretrain, ids: Tensor, mask: Tensor, kv: Sequence[KeysValues], negative_image: Tensor, negative_text: Tensor
+    model: Retrieval, ids: Tensor, mask: Tensor, kv: Sequence[KeysValues], negative_image: Tensor, negative_text: Tensor
 ) -> Tensor:
     """Cross-entropy of: each caption with its picture, with a wrong picture, and each picture with a wrong caption.
 
@@ -63,9 +65,9 @@ def itm(
     return F.cross_entropy(logits.float(), labels)
 
 
-def lm(model: BlipPretrain, ids: Tensor, mask: Tensor, kv: Sequence[KeysValues]) -> Tensor:
-    """Cross-entropy of each next word, with label smoothing; `ids` and `mask` (B, L), [DEC] first."""
-    logits = model.text_decoder(ids, mask, kv)  # (B, L, vocab)
+def lm(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of each next word, with label smoothing; `logits` (B, L, vocab) were computed from `ids` and `mask`
+    (B, L) with [DEC] first."""
     labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, label_smoothing=SMOOTHING

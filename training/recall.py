@@ -1,6 +1,7 @@
 """Recall of a model in training, on pictures held out: by the embeddings alone (ITC) and re-ranked (ITM).
 
-Scores and metrics as salesforce/BLIP train_retrieval.py (`evaluation`, `itm_eval`). N pictures, M captions.
+Scores and metrics as salesforce/BLIP train_retrieval.py (`evaluation`, `itm_eval`), and as LAVIS has them for BLIP-2.
+N pictures, M captions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.blip import BlipRetrieval
+from models.blip2 import Blip2Retrieval, Retrieval
 from models.spec import MATCH
 from training.data import CaptionedPictures, led_by, normalised
 
@@ -20,7 +21,7 @@ BLOCK = 256  # pictures or captions at a time
 
 
 @torch.inference_mode()
-def recall(model: BlipRetrieval, data: CaptionedPictures, encode_id: int) -> dict[str, float]:
+def recall(model: Retrieval, data: CaptionedPictures, encode_id: int) -> dict[str, float]:
     """Percent. txt_r1: pictures that find one of their captions first; img_r1: captions that find their picture first;
     and so on for 5 and 10. The same with `itc_` before it for the embeddings alone."""
     was_training = model.training
@@ -33,14 +34,22 @@ def recall(model: BlipRetrieval, data: CaptionedPictures, encode_id: int) -> dic
     )
     ids, mask = (torch.from_numpy(x) for x in data.captions(np.arange(len(data.ids))))  # (M, L)
     text_embed = torch.cat([model.text_embed(ids[i : i + BLOCK], mask[i : i + BLOCK]) for i in range(0, len(ids), BLOCK)])
-    sims = model.image_embed(feats) @ text_embed.t()  # (N, M)
+    sims = similarities(model, feats, text_embed)  # (N, M)
     to_text, to_image = reranked(model, feats, led_by(ids, encode_id), mask, sims)
     model.train(was_training)
     itc = ranks(sims.numpy(), sims.numpy(), data.image_of_text)
     return {**ranks(to_text, to_image, data.image_of_text), **{f"itc_{name}": value for name, value in itc.items()}}
 
 
-def reranked(model: BlipRetrieval, feats: Tensor, ids: Tensor, mask: Tensor, sims: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def similarities(model: Retrieval, feats: Tensor, text_embed: Tensor) -> Tensor:
+    """(N, M); of BLIP-2's queries the one that fits the caption best counts (LAVIS compute_sim_matrix)."""
+    if not isinstance(model, Blip2Retrieval):
+        return model.image_embed(feats) @ text_embed.t()
+    blocks = (model.image_embed(model.query_embed(feats[i : i + BLOCK])) for i in range(0, len(feats), BLOCK))  # (n, Q, E)
+    return torch.cat([(block @ text_embed.t()).amax(dim=1) for block in blocks])
+
+
+def reranked(model: Retrieval, feats: Tensor, ids: Tensor, mask: Tensor, sims: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, M) of pictures to captions and of captions to pictures, each over its own k best by `sims`."""
     k = model.cfg.protocol.k_test
     among_texts = torch.zeros_like(sims, dtype=torch.bool).scatter_(1, sims.topk(min(k, sims.shape[1]), dim=1).indices, True)
@@ -48,7 +57,7 @@ def reranked(model: BlipRetrieval, feats: Tensor, ids: Tensor, mask: Tensor, sim
     scores = torch.full_like(sims, EXCLUDED)
     for image, wanted in enumerate(among_texts | among_images):
         texts = wanted.nonzero()[:, 0]
-        kv = model.text_encoder.image_kv(feats[image : image + 1])
+        kv = model.keys_values(feats[image : image + 1])
         logits = model.itm_logits(ids[texts], mask[texts], kv, shared=True)  # (texts, 2)
         scores[image, texts] = logits[:, MATCH] + sims[image, texts]
     return scores.masked_fill(~among_texts, EXCLUDED).numpy(), scores.masked_fill(~among_images, EXCLUDED).numpy()

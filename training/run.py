@@ -11,19 +11,18 @@ import click
 import torch
 
 from models import manifest
-from models.blip import BlipPretrain
-from models.config import BlipConfig
 from models.errors import Misuse
 from training import checkpoint
 from training.data import CaptionedPictures, open_tokenizer, read_pictures
-from training.initial import initialise
+from training.loop import train
 from training.options import Files, Options
-from training.pretrain import pretrain
 from training.recall import chance
+from training.step import LossesOf, Trainable
 
 
-def run(cfg: BlipConfig, files: Files, workers: int, options: Options, command: str) -> None:
-    """Read the pictures, train, write the checkpoint (also at each measurement, what there is) and beside it the log.
+def run(model: Trainable, losses_of: LossesOf, files: Files, workers: int, options: Options, command: str) -> None:
+    """Read the pictures, train `model` on them, write the checkpoint (also at each measurement, what there is) and beside
+    it the log.
 
     Args:
         workers: processes that decode pictures.
@@ -32,14 +31,13 @@ def run(cfg: BlipConfig, files: Files, workers: int, options: Options, command: 
     Raises UserError or Misuse when a file or an option cannot be used, or the training fails.
     """
     make_room(files.out)
+    cfg = model.cfg
     tokenizer = open_tokenizer(files.tokenizer, cfg)
     data = read_pictures(files.annotations, "train", files.images, tokenizer, cfg, workers)
     held_out = read_pictures(files.held_out, "test", files.images, tokenizer, cfg, workers) if files.held_out else None
     log: list[dict[str, Any]] = [{"command": command, "options": asdict(options), **_about(data, held_out)}]
     click.echo(_text(log[0]))
     log[0] |= {"threads": torch.get_num_threads(), "versions": manifest.versions()}
-    model = BlipPretrain(cfg)
-    initialise(model, options.seed)
 
     def note(record: dict[str, float]) -> None:
         log.append(record)
@@ -49,7 +47,7 @@ def run(cfg: BlipConfig, files: Files, workers: int, options: Options, command: 
             checkpoint.save(model, files.out, made_by)
             manifest.write_text(log_of(files.out), "".join(json.dumps(entry) + "\n" for entry in log))
 
-    pretrain(model, tokenizer, data, held_out, options, note)
+    train(model, losses_of, tokenizer, data, held_out, options, note)
     click.echo(f"{files.out}: {files.out.stat().st_size / 1e6:.2f} MB, log in {log_of(files.out)}")
 
 

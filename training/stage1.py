@@ -1,0 +1,44 @@
+"""The losses of BLIP-2's first stage. Definitions: salesforce/LAVIS models/blip2_models/blip2_qformer.py (`forward`).
+
+Axes: B pictures of one batch and a caption of each, Q queries, E embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from models.blip2 import Blip2Stage1
+from preprocess.text import CaptionTokenizer
+from training import losses
+from training.data import led_by
+from training.step import Batch, Step, Trainable
+
+SMOOTHING = 0.1  # share of the contrastive target that goes to all alike
+
+
+def losses_of(model: Trainable, tokenizer: CaptionTokenizer, batch: Batch, generator: torch.Generator, matching: bool) -> Step:
+    """The losses of a batch; hard negatives are drawn by `generator`. Without `matching` ITM is left out, and 0.
+
+    The similarity is that of the query that fits the caption best. In a batch that holds no wrong picture or caption (a
+    batch of one) a pair is its own negative, as in mindformers (models/blip2/blip2_qformer.py); LAVIS fails there.
+    """
+    assert isinstance(model, Blip2Stage1)
+    kv = model.keys_values(model.image_feat(batch.image))
+    tokens = model.tokens(len(batch.pictures))
+    query_embed, past = model.Qformer.bert.read_image(tokens, kv)  # (B, Q, D)
+    image_embed, text_embed = model.image_embed(query_embed), model.text_embed(batch.ids, batch.mask)  # (B, Q, E), (B, E)
+    by_query = torch.einsum("iqe,te->itq", image_embed.float(), text_embed.float())  # (B, B, Q)
+    sims = by_query.amax(dim=2) / model.temp  # (B, B)
+    itm = torch.zeros(())
+    if matching:
+        own = torch.arange(len(batch.pictures))
+        wrong_image, wrong_text = (losses.hard_negatives(s, batch.same, generator) for s in (sims.t(), sims))
+        wrong_image, wrong_text = (torch.where(wrong < 0, own, wrong) for wrong in (wrong_image, wrong_text))
+        itm = losses.itm(model, led_by(batch.ids, tokenizer.encode_id), batch.mask, kv, wrong_image, wrong_text)
+    logits = model.Qformer.next_word_logits(led_by(batch.ids, tokenizer.decode_id), batch.mask, past)  # (B, L, vocab)
+    return Step(losses.itc(sims, batch.same, SMOOTHING), itm, losses.lm(logits, batch.ids, batch.mask))
+
+
+def freeze_image_encoder(model: Blip2Stage1) -> None:
+    """Leave the image encoder as it is; the norm behind it, `ln_vision`, is trained (LAVIS Blip2Base)."""
+    model.visual_encoder.requires_grad_(False)
