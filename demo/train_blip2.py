@@ -25,7 +25,7 @@ from training.stage1 import freeze_image_encoder, losses_of
 
 WEIGHTS = Path(__file__).parent / "weights.safetensors"  # of the demo's BLIP
 # The image encoder sees already and the words are known: what is learnt is to look, and what goes with what.
-RECIPE = Options(steps=6_000, batchsize=40, together=5, easy=10_000, easy_steps=500, itm_after=1_500, lr=1e-3)
+RECIPE = Options(steps=7_500, batchsize=40, together=5, easy=10_000, easy_steps=500, itm_after=500, lr=1e-3, validate_every=1_500)
 
 
 @click.command(cls=Command, context_settings={"show_default": True})

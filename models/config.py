@@ -128,7 +128,7 @@ BLIP_DEMO = BlipConfig(
 # The same pictures and the same image encoder, with a Q-Former on top.
 BLIP2_DEMO = Blip2Config(
     dataclasses.replace(BLIP_DEMO.vision, kind=EVA),
-    QformerConfig(vocab=84, width=128, depth=3, heads=4, ffn=512, positions=40, queries=8),
+    QformerConfig(vocab=84, width=128, depth=4, heads=4, ffn=512, positions=40, queries=8),
     embed=64,
     protocol=dataclasses.replace(STAGE1, k_test=32),
 )
