@@ -1,4 +1,4 @@
-"""blip-pre: pictures and annotations to a data/ folder."""
+"""blip-pre: pictures and annotations, or labels, to a data/ folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,36 @@ import click
 
 from models.config import INTERPOLATIONS
 from models.errors import Group
+from preprocess.cifar import LABELS, SPLITS
+from preprocess.classify import WrittenLabels, write_classify
 from preprocess.dataset import LAYOUTS, PACKED
-from preprocess.retrieval import Options, Written, write_retrieval
+from preprocess.labelled import read_labelled
+from preprocess.pictures import Options
+from preprocess.retrieval import Written, write_retrieval
 from preprocess.workers import usable_cpus
 
 FOLDER = click.Path(path_type=Path)
 
 
 MANY_UNKNOWN = 0.2  # share of the tokens; bert-base-uncased leaves none of COCO's unknown
+
+# The options of every task.
+GRAPHS = click.option(
+    "--graphs", type=FOLDER, default="build/graphs", help="Graphs that will read the data: sizes, protocol, tokenizer."
+)
+OUT = click.option("--out", type=FOLDER, default="build/data", help="Folder to write.")
+LAYOUT = click.option("--layout", type=click.Choice(LAYOUTS), default=PACKED, help="One .npy per tensor, or one .bin per sample.")
+INTERPOLATION = click.option(
+    "--interpolation", type=click.Choice(INTERPOLATIONS), show_default="the model's", help="How to resize."
+)
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=lambda: min(usable_cpus(), 16),
+    show_default="one per CPU, at most 16",
+    help="Processes.",
+)
+LIMIT = click.option("--limit", type=click.IntRange(min=1), help="Only the first so many pictures.")
 
 
 @click.group(cls=Group)
@@ -26,19 +48,13 @@ def main() -> None:
 @main.command(context_settings={"show_default": True})
 @click.option("--annotations", type=FOLDER, required=True, help="JSON: the Karpathy form of BLIP, or Karpathy's own file.")
 @click.option("--images", type=FOLDER, required=True, help="Folder that the picture paths in the annotations start from.")
-@click.option("--graphs", type=FOLDER, default="build/graphs", help="Graphs that will read the data: sizes, protocol, tokenizer.")
-@click.option("--out", type=FOLDER, default="build/data", help="Folder to write.")
+@GRAPHS
+@OUT
 @click.option("--split", default="test", help="Which part of Karpathy's own file; the other form has no parts.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default=PACKED, help="One .npy per tensor, or one .bin per sample.")
-@click.option("--interpolation", type=click.Choice(INTERPOLATIONS), show_default="the model's", help="How to resize.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 256),
-    default=lambda: min(usable_cpus(), 16),
-    show_default="one per CPU, at most 16",
-    help="Processes.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many pictures.")
+@LAYOUT
+@INTERPOLATION
+@WORKERS
+@LIMIT
 @click.option("--skip-broken", is_flag=True, help="Leave broken pictures and their captions out, and list them.")
 def retrieval(
     annotations: Path,
@@ -53,8 +69,41 @@ def retrieval(
     skip_broken: bool,
 ) -> None:
     """Prepare pictures and captions for retrieval."""
-    options = Options(split, layout, interpolation, workers, limit, skip_broken)
-    click.echo(_summary(write_retrieval(annotations, images, graphs, out, options), out))
+    options = Options(layout, interpolation, workers, limit, skip_broken)
+    click.echo(_summary(write_retrieval(annotations, images, graphs, out, options, split), out))
+
+
+@main.command(context_settings={"show_default": True})
+@click.option("--images", type=FOLDER, help="Folder with one folder of pictures per class, or what --annotations starts from.")
+@click.option("--annotations", type=FOLDER, help='JSON: [{"image": path, "label": class}, ...], alone or beside "classes".')
+@click.option("--cifar", type=FOLDER, help="CIFAR-100 or CIFAR-10 in its Python version, instead of --images.")
+@click.option("--split", type=click.Choice(SPLITS), show_default="test", help="Which part of CIFAR.")
+@click.option("--labels", type=click.Choice(LABELS), show_default="fine", help="Which labels of CIFAR-100.")
+@GRAPHS
+@OUT
+@LAYOUT
+@INTERPOLATION
+@WORKERS
+@LIMIT
+@click.option("--skip-broken", is_flag=True, help="Leave broken pictures out, and list them.")
+def classify(
+    images: Path | None,
+    annotations: Path | None,
+    cifar: Path | None,
+    split: str | None,
+    labels: str | None,
+    graphs: Path,
+    out: Path,
+    layout: str,
+    interpolation: str | None,
+    workers: int,
+    limit: int | None,
+    skip_broken: bool,
+) -> None:
+    """Prepare pictures with class labels for zero-shot classification."""
+    found = read_labelled(images, annotations, cifar, split, labels)
+    options = Options(layout, interpolation, workers, limit, skip_broken)
+    click.echo(_counts(write_classify(found, graphs, out, options), out))
 
 
 def _summary(written: Written, out: Path) -> str:
@@ -68,6 +117,17 @@ def _summary(written: Written, out: Path) -> str:
         lines.append(f"Warning: {share}; is this the vocabulary for these captions?")
     if written.broken:
         lines.append(f"left out: {len(written.broken):,} broken pictures and their captions; the manifest lists them")
+    return "\n".join(lines)
+
+
+def _counts(written: WrittenLabels, out: Path) -> str:
+    counts = written.counts
+    lines = [
+        f"{out}: {counts.sum():,} pictures, {len(counts):,} classes",
+        f"pictures of a class: {counts.min():,} to {counts.max():,}",
+    ]
+    if written.broken:
+        lines.append(f"left out: {len(written.broken):,} broken pictures; the manifest lists them")
     return "\n".join(lines)
 
 

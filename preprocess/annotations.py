@@ -50,7 +50,7 @@ def read_annotations(path: Path, split: str = "test") -> Annotations:
     Raises UserError that names the file, the entry (from 0) and what was found there: no JSON, another shape, a missing or
     wrong field, a caption without words, a picture path that leaves the picture folder.
     """
-    values = _load(path)
+    values = load_json(path)
     found = Annotations()
     places: dict[str, int] = {}
     for number, image, captions in _karpathy(values, split, path) if isinstance(values, dict) else _entries(values, path):
@@ -67,7 +67,8 @@ def read_annotations(path: Path, split: str = "test") -> Annotations:
     return found
 
 
-def _load(path: Path) -> Any:
+def load_json(path: Path, expected: str = "a JSON list of pictures and captions") -> Any:
+    """The values of an annotation file. Raises UserError, which says what was `expected`, when it is no JSON."""
     if not path.exists():
         raise UserError(f"There is no annotation file {path}.")
     if not path.is_file():
@@ -76,13 +77,11 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path} has {size:,} bytes; annotations of more than {LARGEST:,} bytes are not read. Split the file.")
     data = path.read_bytes()
     if not data.strip():
-        raise UserError(f"{path} is empty; expected a JSON list of pictures and captions.")
+        raise UserError(f"{path} is empty; expected {expected}.")
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}); expected a JSON list of pictures and captions."
-        ) from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); expected {expected}.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
     except RecursionError as error:
@@ -94,64 +93,65 @@ def _load(path: Path) -> Any:
 def _entries(values: Any, path: Path) -> Iterator[tuple[int, str, str | list[str]]]:
     """The entries of salesforce/BLIP's list, checked."""
     if not isinstance(values, list):
-        raise UserError(f"{path} holds {_a(values)}; expected a list of entries with 'image' and 'caption'.")
+        raise UserError(f"{path} holds {in_words(values)}; expected a list of entries with 'image' and 'caption'.")
     if not values:
         raise UserError(f"{path} is an empty list: there is nothing to prepare.")
     for number, entry in enumerate(values):
         where = f"{path}, entry {number}"
-        image = _picture(_get(entry, "image", where), where)
-        captions = _get(entry, "caption", where)
+        image = picture_path(part(entry, "image", where), where)
+        captions = part(entry, "caption", where)
         if isinstance(captions, str):
             yield number, image, _caption(captions, f"{where} ({image})")
         elif isinstance(captions, list) and captions:
             yield number, image, [_caption(text, f"{where} ({image})") for text in captions]
         else:
-            what = "an empty list" if captions == [] else _a(captions)
+            what = "an empty list" if captions == [] else in_words(captions)
             raise UserError(f"{where} ({image}): its caption is {what}; expected a text or a list of texts.")
 
 
 def _karpathy(values: dict[str, Any], split: str, path: Path) -> Iterator[tuple[int, str, list[str]]]:
     """The entries of one split of Karpathy's file, checked. `restval` is part of train, as everyone uses it."""
-    entries = _get(values, "images", str(path))
+    entries = part(values, "images", str(path))
     if not isinstance(entries, list) or not entries:
         raise UserError(
-            f"{path}: its 'images' is {'an empty list' if entries == [] else _a(entries)}; expected a list of pictures."
+            f"{path}: its 'images' is {'an empty list' if entries == [] else in_words(entries)}; expected a list of pictures."
         )
     splits: Counter[str] = Counter()
     for number, entry in enumerate(entries):
         where = f"{path}, entry {number}"
-        name = str(_get(entry, "split", where))
+        name = str(part(entry, "split", where))
         splits[name] += 1
         if ("train" if name == "restval" else name) != split:
             continue
-        image = _picture(_get(entry, "filename", where), where)
+        image = picture_path(part(entry, "filename", where), where)
         if entry.get("filepath"):  # COCO's file has it, Flickr30k's has not
-            image = f"{_picture(entry['filepath'], where)}/{image}"
-        sentences = _get(entry, "sentences", where)
+            image = f"{picture_path(entry['filepath'], where)}/{image}"
+        sentences = part(entry, "sentences", where)
         if not isinstance(sentences, list) or not sentences:
             raise UserError(f"{where} ({image}): it has no sentences; expected a list of captions.")
         where = f"{where} ({image})"
-        yield number, image, [_caption(_get(sentence, "raw", where), where) for sentence in sentences]
+        yield number, image, [_caption(part(sentence, "raw", where), where) for sentence in sentences]
     if not splits[split] and not (split == "train" and splits["restval"]):
         has = ", ".join(f"{name} ({count:,})" for name, count in sorted(splits.items()))
         raise UserError(f"{path} has no picture in the split {split!r}; it has {has}. Choose with --split.")
 
 
-def _get(entry: Any, key: str, where: str) -> Any:
+def part(entry: Any, key: str, where: str) -> Any:
+    """The value under `key` of a JSON object. Raises UserError, naming the place, when there is none."""
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is {_a(entry)}; expected an object with {key!r}.")
+        raise UserError(f"{where} is {in_words(entry)}; expected an object with {key!r}.")
     if key not in entry:
         has = ", ".join(map(repr, list(entry)[:5])) or "nothing"
         raise UserError(f"{where} has no {key!r}; it has {has}.")
     return entry[key]
 
 
-def _picture(name: Any, where: str) -> str:
+def picture_path(name: Any, where: str) -> str:
     """A path that stays below the picture folder, judged by its letters alone: a link inside the folder may lead out."""
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{where}: its image is {_a(name)}; expected the path of a picture below the --images folder.")
+        raise UserError(f"{where}: its image is {in_words(name)}; expected the path of a picture below the --images folder.")
     shown = ascii(name[:100])
-    if not _is_text(name) or any(c < " " for c in name):
+    if not is_text(name) or any(c < " " for c in name):
         raise UserError(f"{where}: its image {shown} has a control character; expected the path of a picture.")
     if "://" in name:
         raise UserError(
@@ -168,19 +168,20 @@ def _picture(name: Any, where: str) -> str:
 
 def _caption(text: Any, where: str) -> str:
     if not isinstance(text, str):
-        raise UserError(f"{where}: a caption is {_a(text)}; expected a text.")
+        raise UserError(f"{where}: a caption is {in_words(text)}; expected a text.")
     if not pre_caption(text, 1).strip():
         raise UserError(f"{where}: the caption {text[:60]!a} has no words. Remove it from the annotations.")
-    if not _is_text(text):
+    if not is_text(text):
         raise UserError(f"{where}: the caption {text[:60]!a} holds half a character (a lone surrogate). Correct it.")
     return text
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can write it: no lone half of a surrogate pair."""
     return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def _a(value: Any) -> str:
+def in_words(value: Any) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "null"

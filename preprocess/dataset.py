@@ -1,4 +1,4 @@
-"""Tensors on disk, one reader for two layouts, and the retrieval data set made of them.
+"""Tensors on disk, one reader for two layouts, and the data sets made of them, one for each task.
 
 packed  `<name>.npy`, one array for all samples, memory-mapped; the default
 files   `<name>/<index>.bin`, one raw file per sample, zero-padded so that any sort gives sample order: ais_bench's form
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from models.errors import UserError
 
 PACKED, FILES = "packed", "files"
 LAYOUTS = (PACKED, FILES)
+T = TypeVar("T")
 
 
 class Tensor(Protocol):
@@ -203,29 +205,23 @@ class RetrievalData:
 
 def read_retrieval(folder: Path, verify: bool = False) -> RetrievalData:
     """Open a data/ folder that `blip-pre retrieval` wrote. Raises UserError when it is damaged or of another task."""
-    found = manifest.read(folder, "data", verify)
+    return _read(folder, "retrieval", verify, _retrieval)
+
+
+def _retrieval(found: manifest.Manifest) -> RetrievalData:
     content = found.content
-    if content.get("task") != "retrieval":
-        raise UserError(
-            f"{folder} was made for the task {content.get('task')!r}, expected 'retrieval'. Use {manifest.MADE_WITH['data']}."
-        )
-    try:
-        int(content["protocol"]["encode_id"])
-        data = RetrievalData(
-            found,
-            content["protocol"],
-            content["images"],
-            content["captions"],
-            np.asarray(content["image_of_text"], np.int64),
-            content["broken"],
-            open_tensor(found, "img"),
-            open_tensor(found, "ids"),
-            open_tensor(found, "mask"),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / manifest.NAME} lacks or garbles {error}. Write it again with {manifest.MADE_WITH['data']}."
-        ) from error
+    int(content["protocol"]["encode_id"])
+    data = RetrievalData(
+        found,
+        content["protocol"],
+        content["images"],
+        content["captions"],
+        np.asarray(content["image_of_text"], np.int64),
+        content["broken"],
+        open_tensor(found, "img"),
+        open_tensor(found, "ids"),
+        open_tensor(found, "mask"),
+    )
     counts = {
         "captions": len(data.captions),
         "image_of_text": len(data.image_of_text),
@@ -233,14 +229,66 @@ def read_retrieval(folder: Path, verify: bool = False) -> RetrievalData:
         "mask": len(data.mask),
     }
     if len(set(counts.values())) > 1 or len(data.images) != len(data.img):
-        raise UserError(
-            f"{folder / manifest.NAME} contradicts itself: {counts}, {len(data.images)} images for {len(data.img)} in img."
-        )
+        raise _contradiction(found, f"{counts}, {len(data.images)} images for {len(data.img)} in img")
     if len(data.captions) and not 0 <= data.image_of_text.min() <= data.image_of_text.max() < len(data.images):
-        raise UserError(
-            f"{folder / manifest.NAME} contradicts itself: a caption belongs to a picture beyond the {len(data.images)} images."
-        )
+        raise _contradiction(found, f"a caption belongs to a picture beyond the {len(data.images)} images")
     return data
 
 
-__all__ = ["FILES", "LAYOUTS", "PACKED", "RetrievalData", "Tensor", "Writer", "open_tensor", "read_retrieval"]
+@dataclass(frozen=True)
+class ClassifyData:
+    """Pictures with class labels, ready for the graphs. N pictures, C classes."""
+
+    source: manifest.Manifest
+    protocol: dict[str, Any]  # as RetrievalData's
+    images: list[dict[str, Any]]  # N of {"image": path, or name in CIFAR, "width", "height": pixels before resizing}
+    classes: list[str]  # C names
+    broken: list[dict[str, Any]]  # left out by --skip-broken: {"image", "entry", "reason"}
+    img: Tensor  # (N, 3, S, S) float32
+    label: Tensor  # (N,) int64: the number of each picture's class
+
+
+def read_classify(folder: Path, verify: bool = False) -> ClassifyData:
+    """Open a data/ folder that `blip-pre classify` wrote. Raises UserError when it is damaged or of another task."""
+    return _read(folder, "classify", verify, _classify)
+
+
+def _classify(found: manifest.Manifest) -> ClassifyData:
+    content = found.content
+    data = ClassifyData(
+        found,
+        dict(content["protocol"]),
+        content["images"],
+        content["classes"],
+        content["broken"],
+        open_tensor(found, "img"),
+        open_tensor(found, "label"),
+    )
+    counts = {"images": len(data.images), "img": len(data.img), "label": len(data.label)}
+    if len(set(counts.values())) > 1:
+        raise _contradiction(found, str(counts))
+    if not isinstance(data.classes, list):
+        raise TypeError("its classes, expected a list")
+    if not all(isinstance(name, str) and name.strip() for name in data.classes) or len(set(data.classes)) < len(data.classes):
+        raise _contradiction(found, "its classes are not names, each another one")
+    label = np.asarray(data.label)  # (N,)
+    if label.shape != (len(data.images),) or label.dtype != np.int64:
+        raise _contradiction(found, f"label is {label.dtype} {label.shape}, expected int64 ({len(data.images)},)")
+    if len(label) and not 0 <= label.min() <= label.max() < len(data.classes):
+        raise _contradiction(found, f"a label is beyond the {len(data.classes)} classes")
+    return data
+
+
+def _read(folder: Path, task: str, verify: bool, read: Callable[[manifest.Manifest], T]) -> T:
+    """What `read` makes of a data/ folder of this task; what it stumbles over becomes a UserError."""
+    found = manifest.read(folder, "data", verify)
+    if found.content.get("task") != task:
+        raise UserError(f"{folder} was made for the task {found.content.get('task')!r}, expected {task!r}. Use blip-pre {task}.")
+    try:
+        return read(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / manifest.NAME} lacks or garbles {error}. Write it again with blip-pre {task}.") from error
+
+
+def _contradiction(found: manifest.Manifest, what: str) -> UserError:
+    return UserError(f"{found.folder / manifest.NAME} contradicts itself: {what}.")

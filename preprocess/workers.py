@@ -55,12 +55,22 @@ def usable_cpus() -> int:
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:
-    # submit() may start a process, which inherits the mask: Ctrl-C reaches the parent alone, and it cancels the work.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    """submit() may start a process. It inherits the mask, so Ctrl-C reaches the parent alone, and the parent heeds it only
+    when the start is complete: half a start leaves a child that complains. (Of a signal that this thread masks, another
+    thread may tell it.)"""
+    if threading.current_thread() is not threading.main_thread():
         return pool.submit(work, item)
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        future = pool.submit(work, item)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt
+    return future
 
 
 def _end_with_parent() -> None:

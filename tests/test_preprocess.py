@@ -227,7 +227,7 @@ def test_missing_pictures_are_found_before_any_is_decoded(work: Work, monkeypatc
         (work.root / f"images/many/{number}.png").unlink()
     (work.root / "images/many/3.png").mkdir()
     (work.root / "images/many/4.png").touch()
-    monkeypatch.setattr("preprocess.retrieval.decode", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("preprocess.pictures.decode", lambda *_, **__: pytest.fail("decoded"))
     message = work.refused()
     assert message.startswith("Error: 14 of 15 pictures cannot be used:\n  many/1.png (entry 1): does not exist\n")
     assert "many/3.png (entry 3): is not a file\n  many/4.png (entry 4): is empty (0 bytes)\n" in message
@@ -365,7 +365,7 @@ def no_memory(*_: object) -> None:
 
 
 def test_no_memory(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.retrieval.open_rgb", no_memory)
+    monkeypatch.setattr("preprocess.pictures.open_rgb", no_memory)
     assert work.refused() == f"Error: Not enough memory to decode {work.root}/images/a.png. Run again with fewer --workers.\n"
 
 
