@@ -53,10 +53,10 @@ def recall_curves(reranked: list[float], itc: list[float]) -> str:
         axes.set_xlabel("k")
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(file.getvalue())
+    return inline(file.getvalue())
 
 
-def _inline(svg: str) -> str:
+def inline(svg: str) -> str:
     """The bare <svg> element: no prologue, no size of its own, no names that two charts would share, the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)

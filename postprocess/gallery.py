@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from models.errors import UserError
+from models.manifest import Manifest
 from postprocess.recall import Pairs
-from preprocess.dataset import RetrievalData
+from preprocess.dataset import Tensor
 
 HITS, MISSES = 8, 12  # shown per direction
 TOP = 3  # candidates shown per query
@@ -63,8 +64,8 @@ def gallery(pairs: Pairs, rank: np.ndarray, itc_rank: np.ndarray) -> Gallery:
     """Queries evenly spaced over all hits and over all misses: the same run always shows the same ones."""
     hits, misses = np.flatnonzero(rank == 0), np.flatnonzero(rank > 0)
     return Gallery(
-        [card(pairs, int(q), int(itc_rank[q])) for q in _spread(hits, HITS)],
-        [card(pairs, int(q), int(itc_rank[q])) for q in _spread(misses, MISSES)],
+        [card(pairs, int(q), int(itc_rank[q])) for q in spread(hits, HITS)],
+        [card(pairs, int(q), int(itc_rank[q])) for q in spread(misses, MISSES)],
         len(hits),
         len(misses),
     )
@@ -81,10 +82,26 @@ def card(pairs: Pairs, query: int, itc_rank: int) -> Card:
     return Card(query, listed[:TOP], answer, len(listed), itc_rank + 1)
 
 
+class Pictured(Protocol):
+    """A data set of any task, as far as its pictures go."""
+
+    @property
+    def source(self) -> Manifest: ...
+
+    @property
+    def protocol(self) -> dict[str, Any]: ...
+
+    @property
+    def images(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def img(self) -> Tensor: ...
+
+
 class Pictures:
     """The pictures of a data set for the page: made when asked for, each once."""
 
-    def __init__(self, data: RetrievalData) -> None:
+    def __init__(self, data: Pictured) -> None:
         self.data, self.made = data, dict[int, dict[str, Any]]()
         where = data.source.folder
         try:
@@ -129,7 +146,8 @@ class Pictures:
         return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
-def _spread(indices: np.ndarray, count: int) -> np.ndarray:
+def spread(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the indices, evenly spaced: the first and the last are among them."""
     if len(indices) <= count:
         return indices
     return indices[np.linspace(0, len(indices) - 1, count).round().astype(np.int64)]

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from models import manifest
 from models.errors import UserError
+from postprocess.made_from import open_data
 from preprocess import dataset
 from preprocess.dataset import RetrievalData
 from runtime import outputs as runs
-from runtime.outputs import RetrievalOutputs, scores
+from runtime.outputs import LAVIS, RetrievalOutputs, counted, scores
 
 
 def read(outputs: Path, data: Path | None, verify: bool) -> tuple[RetrievalOutputs, RetrievalData]:
-    """Open outputs/ and its data/ (at `data`, or where the outputs say it lies; hashes are checked with `verify`).
+    """Open outputs/ and what was evaluated of its data/ (at `data`, or where the outputs say it lies; hashes are checked
+    with `verify`). Whose evaluation it is becomes part of the data's protocol.
 
     Raises UserError when one is damaged, when they do not belong together, or when a score is not a number.
     """
     run = runs.read_retrieval(outputs, verify)
-    try:
-        made_from = run.run["data"]
-        recorded, digest = Path(made_from["folder"]), str(made_from["digest"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{outputs / manifest.NAME} does not say which data it was made from ({error}). {_again()}") from error
-    folder = data or recorded
-    if not folder.is_dir():
-        hint = f"Write it again with {manifest.MADE_WITH['data']}." if data else "Name the data folder with --data."
-        raise UserError(f"{outputs} was made from {recorded}, and there is no folder {folder}. {hint}")
-    found = dataset.read_retrieval(folder, verify)
-    if found.source.digest != digest:
-        raise UserError(
-            f"{outputs}: these outputs were made from another data folder (digest {digest[:12]}; {folder} has "
-            f"{found.source.digest[:12]}). Name the right one with --data, or run {manifest.MADE_WITH['outputs']} again."
-        )
-    _check(run, found)
-    return run, found
+    found = open_data(run.source, data, lambda folder: dataset.read_retrieval(folder, verify))
+    evaluation = str(run.run.get("protocol", LAVIS))
+    evaluated = counted(found, evaluation)
+    if left_out := len(found.images) - len(evaluated.images):
+        evaluation += f", {left_out} pictures left out"
+    evaluated = replace(evaluated, protocol={**found.protocol, "evaluation": evaluation})
+    _check(run, evaluated)
+    return run, evaluated
 
 
 def _check(run: RetrievalOutputs, data: RetrievalData) -> None:
@@ -46,8 +40,9 @@ def _check(run: RetrievalOutputs, data: RetrievalData) -> None:
         raise UserError(f"{data.source.folder} holds {images} pictures and {texts} captions; recall needs one of each.")
     pairs = len(run.pair_image)
     for name, shape in (
-        ("image_embed", (images, *run.image_embed.shape[1:2])),
-        ("text_embed", (texts, *run.image_embed.shape[1:2])),
+        # BLIP-2's of a picture have an axis more, the queries.
+        ("image_embed", (images, *run.image_embed.shape[1:-1][:1], *run.text_embed.shape[1:2])),
+        ("text_embed", (texts, *run.text_embed.shape[1:2])),
         ("itm_logits", (pairs, 2)),
         ("pair_sim", (pairs,)),
     ):

@@ -18,6 +18,7 @@ import numpy as np
 
 from models.errors import UserError
 from runtime.outputs import I2T, T2I, RetrievalOutputs, scores
+from runtime.similarity import blocks
 
 CUTS = (1, 5, 10)  # recall is stated at these
 NOT_FOUND = int(np.iinfo(np.int64).max)  # rank of an answer that was not among the re-ranked candidates
@@ -64,7 +65,7 @@ class Assessment:
 def assess(outputs: RetrievalOutputs, image_of_text: np.ndarray) -> Assessment:
     """Rank everything. `image_of_text` (M,) int64 names the picture of each caption."""
     i2t, t2i = directions(outputs, image_of_text)
-    images, texts = outputs.image_embed[:], outputs.text_embed[:]  # (N, E), (M, E)
+    images, texts = outputs.image_embed[:], outputs.text_embed[:]  # (N, E) or (N, Q, E), (M, E)
     pictures = np.arange(len(images))
     itc = Ranking(
         itc_ranks(images, texts, pictures, image_of_text),
@@ -114,15 +115,13 @@ def itc_ranks(
 ) -> np.ndarray:
     """(Q,) int64: rank of the best right item by similarity alone, among all I items.
 
-    query (Q, E) and item (I, E) are embeddings. The similarities are made in blocks of queries, at most `cells` at once
-    (one query's I when that is more). Equal captions have equal similarities but for the rounding of the matrix product.
+    query (Q, E) and item (I, E) are embeddings; BLIP-2's of pictures have an axis more. The similarities are made in
+    blocks of queries, at most `cells` at once (one query's I when that is more). Equal captions have equal similarities
+    but for the rounding of the matrix product.
     """
-    step = max(1, cells // len(item))
     column = np.arange(len(item), dtype=np.int32)
     rank = np.empty(len(query), np.int64)
-    for start in range(0, len(query), step):
-        block = slice(start, start + step)
-        sim = query[block] @ item.T  # (B, I)
+    for block, sim in blocks(query, item, 4 * cells):  # (B, I)
         right = query_image[block, None] == item_image  # (B, I)
         best = np.where(right, sim, -np.inf).max(1, keepdims=True)  # (B, 1)
         level = sim == best
