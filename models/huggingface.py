@@ -1,19 +1,30 @@
-"""BLIP as transformers spells it: the names of its tensors and the sizes of its configuration. Imports no transformers.
+"""BLIP and BLIP-2 as transformers spells them: names of tensors and sizes of configurations. Imports no transformers.
 
-The text encoder and the heads have the same names in both; the image encoder is renamed layer by layer. The original
-packs queries, keys and values in one matrix and so does transformers, in the same order.
+BLIP's text encoder and heads have the same names in both; its image encoder is renamed layer by layer, and so is all of
+BLIP-2. Queries, keys and values are packed in one matrix in the same order. The bias of BLIP-2's queries and values is packed
+there as well, with zeros for the keys, which have none. The norm that follows BLIP-2's image encoder has an epsilon of 1e-5
+(salesforce/LAVIS models/blip2_models/blip2.py), and in transformers the encoder's own, 1e-6: no configuration mends it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from models.config import BlipConfig
+import torch
+from torch import Tensor
 
-# Ours on the left, which is salesforce/BLIP's (models/vit.py); BlipForImageTextRetrieval's on the right. {} is the layer.
-NAMES = {
+from models.blip import BlipRetrieval
+from models.blip2 import Blip2Retrieval
+from models.config import CLIP, Blip2Config, BlipConfig, Config, VisionConfig
+from models.errors import UserError
+from models.weights_file import is_plain, renamed
+
+# Ours on the left: salesforce/BLIP's (models/vit.py) and salesforce/LAVIS's (models/eva_vit.py, models/blip2_models).
+# BlipForImageTextRetrieval's and Blip2ForImageTextRetrieval's on the right. {} is the layer.
+IMAGE_ENCODER = {
     "visual_encoder.cls_token": "vision_model.embeddings.class_embedding",
     "visual_encoder.pos_embed": "vision_model.embeddings.position_embedding",
     "visual_encoder.patch_embed.proj": "vision_model.embeddings.patch_embedding",
@@ -23,49 +34,104 @@ NAMES = {
     "visual_encoder.blocks.{}.norm2": "vision_model.encoder.layers.{}.layer_norm2",
     "visual_encoder.blocks.{}.mlp.fc1": "vision_model.encoder.layers.{}.mlp.fc1",
     "visual_encoder.blocks.{}.mlp.fc2": "vision_model.encoder.layers.{}.mlp.fc2",
-    "visual_encoder.norm": "vision_model.post_layernorm",
 }
-OURS = {theirs: ours for ours, theirs in NAMES.items()}
+LAYER = {
+    "attention.self.query": "attention.attention.query",
+    "attention.self.key": "attention.attention.key",
+    "attention.self.value": "attention.attention.value",
+    "crossattention.self.query": "crossattention.attention.query",
+    "crossattention.self.key": "crossattention.attention.key",
+    "crossattention.self.value": "crossattention.attention.value",
+    **{
+        name: name
+        for block in ("attention.output", "crossattention.output", "output", "output_query")
+        for name in (f"{block}.dense", f"{block}.LayerNorm")
+    },
+    "intermediate.dense": "intermediate.dense",
+    "intermediate_query.dense": "intermediate_query.dense",
+}
+BLIP = {**IMAGE_ENCODER, "visual_encoder.norm": "vision_model.post_layernorm"}
+BLIP2 = {
+    **IMAGE_ENCODER,
+    "ln_vision": "vision_model.post_layernorm",
+    "Qformer.bert.embeddings.LayerNorm": "qformer.layernorm",
+    "Qformer.bert.embeddings.word_embeddings": "embeddings.word_embeddings",
+    "Qformer.bert.embeddings.position_embeddings": "embeddings.position_embeddings",
+    **{f"Qformer.bert.encoder.layer.{{}}.{ours}": f"qformer.encoder.layer.{{}}.{theirs}" for ours, theirs in LAYER.items()},
+    "vision_proj": "vision_projection",
+    "text_proj": "text_projection",
+}
+TO_BLIP, TO_BLIP2 = ({theirs: ours for ours, theirs in names.items()} for names in (BLIP, BLIP2))
+PACKED = ".attn.qkv.bias"  # how it would be called here
+QUERIES, VALUES = ".attn.q_bias", ".attn.v_bias"
 
 
-def to_their_name(name: str) -> str:
+def to_their_name(name: str, blip2: bool = False) -> str:
     """Our name of a tensor to transformers'; a name that both share stays."""
-    return _rename(name, NAMES)
+    for part in (QUERIES, VALUES):
+        name = name.replace(part, PACKED)
+    return _rename(name, BLIP2 if blip2 else BLIP)
 
 
-def to_our_name(name: str) -> str:
+def to_our_name(name: str, blip2: bool = False) -> str:
     """transformers' name of a tensor to ours; a name that both share stays."""
-    return _rename(name, OURS)
+    return _rename(name, TO_BLIP2 if blip2 else TO_BLIP)
 
 
-def huggingface_config(config: BlipConfig) -> dict[str, Any]:
-    """Keyword arguments for transformers' BlipConfig, complete where its defaults are not BLIP's.
+def from_huggingface(tensors: Mapping[str, Tensor], path: Path, blip2: bool) -> dict[str, Tensor]:
+    """transformers' tensors under our names. Raises UserError when a key of BLIP-2's image encoder has a bias."""
+    ours = renamed(tensors, lambda name: to_our_name(name, blip2), path)
+    for name in [name for name in ours if blip2 and name.endswith(PACKED)]:
+        stem = name.removesuffix(PACKED)
+        ours[stem + QUERIES], ours[stem + VALUES] = _unpacked(ours.pop(name), to_their_name(name, blip2), path)
+    return ours
 
-    Its text encoder would have 8 heads (the original has 12) and its image encoder an epsilon of 1e-5 (1e-6): both load
-    without an error and give wrong numbers.
+
+def to_huggingface(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Our tensors under the names of transformers' BlipForImageTextRetrieval or Blip2ForImageTextRetrieval.
+
+    `state` is of a model for retrieval, or of one that holds more: what retrieval does not use is left out. Raises
+    UserError for a model that transformers does not have.
     """
-    vision, text = config.vision, config.text
+    if isinstance(config, BlipConfig):
+        with torch.device("meta"):
+            names = list(BlipRetrieval(config).state_dict())
+        return {to_their_name(name): state[name] for name in names}
+    _refuse_clip(config)
+    with torch.device("meta"):
+        names = list(Blip2Retrieval(config).state_dict())
+    theirs = {}
+    for name in names:
+        if name.endswith(QUERIES):
+            queries, values = state[name], state[name.replace(QUERIES, VALUES)]
+            theirs[to_their_name(name, blip2=True)] = torch.cat([queries, torch.zeros_like(queries), values])
+        elif not name.endswith(VALUES):
+            theirs[to_their_name(name, blip2=True)] = state[name]
+    return theirs
+
+
+def huggingface_config(config: Config) -> dict[str, Any]:
+    """Keyword arguments for transformers' BlipConfig or Blip2Config, complete where the defaults are not the original's.
+
+    BLIP's text encoder would have 8 heads (the original has 12) and its image encoder an epsilon of 1e-5 (1e-6), BLIP-2's
+    Q-Former would have no words: all load without an error and give wrong numbers. Raises UserError as `to_huggingface` does.
+    """
+    if isinstance(config, Blip2Config):
+        _refuse_clip(config)
+        return {
+            "vision_config": {**_vision(config.vision), "qkv_bias": True},
+            "qformer_config": {
+                **_text(config),
+                "cross_attention_frequency": config.qformer.cross_every,
+                "use_qformer_text_input": True,
+            },
+            "num_query_tokens": config.qformer.queries,
+            "image_text_hidden_size": config.embed,
+        }
     return {
-        "vision_config": {
-            "image_size": vision.image_size,
-            "patch_size": vision.patch,
-            "hidden_size": vision.width,
-            "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.heads,
-            "intermediate_size": vision.mlp,
-            "layer_norm_eps": vision.eps,
-            "hidden_act": "gelu",
-        },
+        "vision_config": _vision(config.vision),
         "text_config": {
-            "vocab_size": text.vocab,
-            "hidden_size": text.width,
-            "encoder_hidden_size": vision.width,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.heads,
-            "intermediate_size": text.ffn,
-            "max_position_embeddings": text.positions,
-            "layer_norm_eps": text.eps,
-            "hidden_act": "gelu",
+            **_text(config),
             "is_decoder": True,  # in transformers this is what adds the cross-attention
             # Special tokens belong to the vocabulary; no encoder reads these, and the defaults may lie outside of it.
             "bos_token_id": None,
@@ -73,6 +139,55 @@ def huggingface_config(config: BlipConfig) -> dict[str, Any]:
         },
         "image_text_hidden_size": config.embed,
     }
+
+
+def _vision(vision: VisionConfig) -> dict[str, Any]:
+    return {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch,
+        "hidden_size": vision.width,
+        "num_hidden_layers": vision.depth,
+        "num_attention_heads": vision.heads,
+        "intermediate_size": vision.mlp,
+        "layer_norm_eps": vision.eps,
+        "hidden_act": "gelu",
+    }
+
+
+def _text(config: Config) -> dict[str, Any]:
+    text = config.text
+    return {
+        "vocab_size": text.vocab,
+        "hidden_size": text.width,
+        "encoder_hidden_size": config.vision.width,
+        "num_hidden_layers": text.depth,
+        "num_attention_heads": text.heads,
+        "intermediate_size": text.ffn,
+        "max_position_embeddings": text.positions,
+        "layer_norm_eps": text.eps,
+        "hidden_act": "gelu",
+    }
+
+
+def _unpacked(bias: Tensor, name: str, path: Path) -> tuple[Tensor, Tensor]:
+    """The bias of queries and of values, out of one with a third of zeros between them."""
+    if bias.dim() != 1 or len(bias) % 3 or not is_plain(bias):
+        raise UserError(f"{path}: {name} is {tuple(bias.shape)}, expected three equal parts. Give a complete checkpoint.")
+    queries, keys, values = bias.chunk(3)
+    if bool(keys.count_nonzero()):
+        raise UserError(
+            f"{path}: {name} is not zero for the keys, but the keys of BLIP-2's image encoder have no bias. It adds the same "
+            "to all scores of a query, so the results would not change: set its middle third to zero."
+        )
+    return queries.clone(), values.clone()
+
+
+def _refuse_clip(config: Blip2Config) -> None:
+    if config.vision.kind == CLIP:
+        raise UserError(
+            "transformers has no BLIP-2 with CLIP's image encoder (QuickGELU, a norm before the first block). Models with "
+            "ViT-L stay in LAVIS's layout or ours."
+        )
 
 
 def _rename(name: str, table: Mapping[str, str]) -> str:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.blip import BlipPretrain, BlipRetrieval, unit_length
-from models.checkpoint import huggingface_config, to_huggingface
-from models.config import BlipConfig, preset
+from models.config import Config, preset
+from models.huggingface import huggingface_config, to_huggingface
 from models.spec import graph_specs
 from tests.tiny import TINY, fill, random_model
 
@@ -31,7 +31,7 @@ def rival(model: BlipRetrieval) -> Any:
     return theirs
 
 
-def batch(cfg: BlipConfig, pictures: int, lengths: list[int], seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def batch(cfg: Config, pictures: int, lengths: list[int], seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures (N, 3, S, S) and captions ids, mask (M, L), padded to the longest."""
     random = torch.Generator().manual_seed(seed)
     image = torch.randn(pictures, 3, cfg.vision.image_size, cfg.vision.image_size, generator=random)
@@ -212,11 +212,11 @@ def test_names_and_shapes_are_the_originals(size: str) -> None:
 
 
 def originals(path: Path) -> dict[str, list[int]]:
-    """Names and shapes of salesforce/BLIP's blip_itm, less the one buffer that is no weight."""
+    """Names and shapes of an original's state, less the one buffer that is no weight. `{0..10:2}` are layers 0, 2, ... 10."""
     listed = {}
     for line in path.read_text().splitlines()[1:]:
         name, shape, _ = re.split(r"\s{2,}", line)
-        layers = re.search(r"\{0\.\.(\d+)\}", name)
-        for layer in range(int(layers[1]) + 1 if layers else 1):
+        layers = re.search(r"\{0\.\.(\d+)(?::(\d+))?\}", name)
+        for layer in range(0, int(layers[1]) + 1, int(layers[2] or 1)) if layers else (0,):
             listed[re.sub(r"\{.*\}", str(layer), name)] = json.loads(shape)
     return {name: shape for name, shape in listed.items() if not name.endswith("position_ids")}

@@ -18,7 +18,7 @@ import demo.train
 from demo import shapes
 from models import config
 from models.blip import BlipPretrain
-from models.checkpoint import load_retrieval
+from models.checkpoint import load_model
 from models.config import BlipConfig, Protocol, TextConfig, VisionConfig
 from models.errors import Misuse, UserError
 from preprocess.text import CaptionTokenizer
@@ -50,7 +50,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CaptionTokenizer:
-    return data.open_tokenizer(TOKENIZER, SMALL)
+    return CaptionTokenizer.load(TOKENIZER, SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_retrieval_reads_the_checkpoint(tmp_path: Path) -> None:
     model = BlipPretrain(SMALL)
     fill(model, 3, 0.2)
     checkpoint.save(model, tmp_path / "w.safetensors", {})
-    found, report = load_retrieval(SMALL, tmp_path / "w.safetensors")
+    found, report = load_model(SMALL, tmp_path / "w.safetensors")
     assert not report.unexpected
     image = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -331,7 +331,7 @@ def test_misuse_is_said_in_a_sentence(more: list[object], code: int, said: str, 
 def test_a_vocabulary_of_another_size_is_refused(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", "utf-8")
     with pytest.raises(UserError, match=r"has 7 tokens.*has 85"):
-        data.open_tokenizer(tmp_path, SMALL)
+        CaptionTokenizer.load(tmp_path, SMALL)
     with pytest.raises(Misuse):
         next(data.batches(10, 20, 5, np.random.default_rng(0)))
 

@@ -1,4 +1,4 @@
-"""blip-train: pictures and captions to a checkpoint."""
+"""blip-train: pictures and captions to a checkpoint, and a checkpoint to its losses."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from typing import Any, TypeVar
 import click
 
 from models import config
+from models.config import CLIP, Blip2Config, BlipConfig
 from models.errors import Group, Misuse, extra
 from preprocess.workers import usable_cpus
 from training.options import Files, Options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Sizes = TypeVar("Sizes", BlipConfig, Blip2Config)
 FOLDER = click.Path(path_type=Path)
 BLIP, BLIP2 = "blip-demo", "blip2-demo"  # when neither --model nor --config says otherwise
 DEFAULTS = {field.name: field.default for field in fields(Options)}
 POSITIVE, NATURAL, SHARE = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0, min_open=True)
 
 
-@click.group(cls=Group)
-def main() -> None:
-    """Train BLIP, or BLIP-2's first stage."""
+def together(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options in one decorator. --help lists them in this order."""
+
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
 
 
 def option(name: str, kind: Any, text: str) -> Callable[[Function], Function]:
@@ -33,114 +41,104 @@ def option(name: str, kind: Any, text: str) -> Callable[[Function], Function]:
     return click.option(f"--{name.replace('_', '-')}", type=kind, default=DEFAULTS[name], help=text)
 
 
-def sources(function: Function) -> Function:
-    """The options that say what is trained on, and where the result goes."""
-    for decorate in reversed(
-        (
-            click.option(
-                "--annotations", type=FOLDER, required=True, help="JSON: the Karpathy form of BLIP, or Karpathy's own file."
-            ),
-            click.option("--images", type=FOLDER, required=True, help="Folder that the picture paths start from."),
-            click.option("--held-out", type=FOLDER, help="Such JSON to measure recall on; its pictures lie below --images too."),
-            click.option(
-                "--out",
-                type=FOLDER,
-                default="build/train/weights.safetensors",
-                help="Checkpoint to write; its log lies beside it.",
-            ),
-            click.option(
-                "--workers",
-                type=click.IntRange(1, 256),
-                default=lambda: min(usable_cpus(), 16),
-                show_default="one per CPU, at most 16",
-                help="Processes that decode.",
-            ),
-            option("steps", POSITIVE, "Batches to train on."),
-            option("batchsize", POSITIVE, "Pictures in a batch."),
-            option("together", POSITIVE, "So many pictures in a row stay in one batch: near-duplicates become hard negatives."),
-            option("easy", NATURAL, "The first so many pictures are easy ones (0: none)."),
-            option("easy_steps", NATURAL, "Steps at the start that see only the easy ones."),
-            option("itm_after", NATURAL, "Steps at the start without the matching loss."),
-            option("lr", SHARE, "Learning rate after the warm-up."),
-            option("warmup", NATURAL, "Steps of rising learning rate."),
-            option("weight_decay", click.FloatRange(min=0), "Of the matrices."),
-            option("clip", SHARE, "Largest norm of the gradient."),
-            option("shift", NATURAL, "Pictures are moved by up to so many pixels."),
-            option("seed", NATURAL, "Of the first weights, the order and the negatives."),
-            option("validate_every", POSITIVE, "Steps between measurements on --held-out."),
-            click.option("--bf16/--fp32", default=True, help="Precision of the matrix products."),
-        )
-    ):
-        function = decorate(function)
-    return function
+def model(preset: str) -> Callable[[Function], Function]:
+    """The options that say what is trained or probed: `preset` when nothing else is said, or another one of its kind."""
+    names = [name for name, known in config.PRESETS.items() if type(known) is type(config.PRESETS[preset])]
+    return together(
+        click.option("--model", "name", show_default=preset, help=f"Sizes: a preset, {', '.join(names)}."),
+        click.option("--config", "config_file", type=FOLDER, help="Sizes: a JSON file, in place of a preset."),
+        click.option(
+            "--tokenizer", type=FOLDER, default="demo/tokenizer", help="vocab.txt or tokenizer.json of BERT, or its folder."
+        ),
+    )
 
 
-def sizes(preset: str) -> Callable[[Function], Function]:
-    """The options that say what is trained: `preset` when nothing else is said."""
+# What is trained on and how, and where the result goes: `Files`, `Options` and the number of workers.
+TRAINING = together(
+    click.option("--annotations", type=FOLDER, required=True, help="JSON: the Karpathy form of BLIP, or Karpathy's own file."),
+    click.option("--images", type=FOLDER, required=True, help="Folder that the picture paths start from."),
+    click.option("--held-out", type=FOLDER, help="Such JSON to measure recall on; its pictures lie below --images too."),
+    click.option(
+        "--out", type=FOLDER, default="build/train/weights.safetensors", help="Checkpoint to write; its log lies beside it."
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 256),
+        default=lambda: min(usable_cpus(), 16),
+        show_default="one per CPU, at most 16",
+        help="Processes that decode.",
+    ),
+    option("steps", POSITIVE, "Batches to train on."),
+    option("batchsize", POSITIVE, "Pictures in a batch."),
+    option("together", POSITIVE, "So many pictures in a row stay in one batch: near-duplicates become hard negatives."),
+    option("easy", NATURAL, "The first so many pictures are easy ones (0: none)."),
+    option("easy_steps", NATURAL, "Steps at the start that see only the easy ones."),
+    option("itm_after", NATURAL, "Steps at the start without the matching loss."),
+    option("lr", SHARE, "Learning rate after the warm-up."),
+    option("warmup", NATURAL, "Steps of rising learning rate."),
+    option("weight_decay", click.FloatRange(min=0), "Of the matrices."),
+    option("clip", SHARE, "Largest norm of the gradient."),
+    option("shift", NATURAL, "Pictures are moved by up to so many pixels."),
+    option("seed", NATURAL, "Of the first weights, the order and the negatives."),
+    option("validate_every", POSITIVE, "Steps between measurements on --held-out."),
+    click.option("--bf16/--fp32", default=True, help="Precision of the matrix products."),
+)
 
-    def decorate(function: Function) -> Function:
-        for option in (
-            click.option(
-                "--tokenizer", type=FOLDER, default="demo/tokenizer", help="vocab.txt or tokenizer.json of BERT, or its folder."
-            ),
-            click.option("--config", "config_file", type=FOLDER, help="Sizes: a JSON file, in place of a preset."),
-            click.option("--model", "name", show_default=preset, help=f"Sizes: a preset, {', '.join(config.PRESETS)}."),
-        ):
-            function = option(function)
-        return function
 
-    return decorate
+@click.group(cls=Group)
+def main() -> None:
+    """Train BLIP, or BLIP-2's first stage."""
 
 
 @main.command("pretrain", context_settings={"show_default": True})
-@sizes(BLIP)
-@sources
+@model(BLIP)
+@TRAINING
 def pretrain_command(name: str | None, config_file: Path | None, workers: int, **values: Any) -> None:
     """Train BLIP from nothing with the losses ITC, ITM and LM. Of Karpathy's own file train is learnt and test held out."""
-    cfg = read_sizes(name, config_file, BLIP)
-    if not isinstance(cfg, config.BlipConfig):
-        raise Misuse("These are the sizes of BLIP-2. Its first stage is trained with blip-train stage1.")
+    cfg = sizes(BlipConfig, name, config_file, BLIP)
     with extra("torch"):
         from models.blip import BlipPretrain
         from training.initial import initialise
         from training.pretrain import losses_of
         from training.run import run
-    files = Files(**{field.name: values.pop(field.name) for field in fields(Files)})
-    options = Options(**values)
-    model = BlipPretrain(cfg)
-    initialise(model, options.seed)
-    run(model, losses_of, files, workers, options, typed())
+    files, options = sorted_out(values)
+    fresh = BlipPretrain(cfg)
+    initialise(fresh, options.seed)
+    run(fresh, losses_of, files, workers, options, typed())
 
 
 @main.command("stage1", context_settings={"show_default": True})
-@sizes(BLIP2)
+@model(BLIP2)
 @click.option("--vit-checkpoint", type=FOLDER, help="Image encoder to start from; it stays as it is.  [default: trained too]")
-@sources
+@TRAINING
 def stage1_command(name: str | None, config_file: Path | None, vit_checkpoint: Path | None, workers: int, **values: Any) -> None:
-    """Train BLIP-2's first stage, the Q-Former, with the losses ITC, ITM and LM, upon an image encoder that is frozen."""
-    cfg = read_sizes(name, config_file, BLIP2)
-    if not isinstance(cfg, config.Blip2Config):
-        raise Misuse("These are the sizes of BLIP. It is trained with blip-train pretrain.")
+    """Train BLIP-2's first stage, the Q-Former upon an image encoder, with the losses ITC, ITM and LM. Of Karpathy's own file
+    train is learnt and test held out."""
+    cfg = sizes(Blip2Config, name, config_file, BLIP2)
+    if cfg.vision.kind == CLIP and vit_checkpoint is None:
+        raise Misuse("CLIP's image encoder is not trained from nothing. Give its weights with --vit-checkpoint.")
     with extra("torch"):
         from models.blip2 import Blip2Stage1
         from models.checkpoint import load_image_encoder
         from training.initial import initialise
         from training.run import run
         from training.stage1 import freeze_image_encoder, losses_of
-    files = Files(**{field.name: values.pop(field.name) for field in fields(Files)})
-    options = Options(**values)
-    model = Blip2Stage1(cfg)
-    initialise(model, options.seed)
+    files, options = sorted_out(values)
+    fresh = Blip2Stage1(cfg)
+    initialise(fresh, options.seed)
     if vit_checkpoint is not None:
-        load_image_encoder(model, vit_checkpoint)
-        freeze_image_encoder(model)
-    run(model, losses_of, files, workers, options, typed())
+        load_image_encoder(fresh, vit_checkpoint)
+        freeze_image_encoder(fresh)
+    run(fresh, losses_of, files, workers, options, typed())
 
 
 @main.command("probe", context_settings={"show_default": True})
-@sizes("blip2-stage1-vit-g")
+@model(BLIP2)
 @click.option(
-    "--checkpoint", type=FOLDER, required=True, help="A stage-1 checkpoint with its language head (not Hugging Face's)."
+    "--checkpoint",
+    type=FOLDER,
+    default="demo/blip2.safetensors",
+    help="LAVIS's of the first stage, or one of blip-train; Hugging Face's have no language head.",
 )
 @click.option("--vit-checkpoint", type=FOLDER, help="The image encoder, when the checkpoint has none: eva_vit_g.pth.")
 @click.option("--image", "images", type=FOLDER, required=True, multiple=True, help="A picture; may be given several times.")
@@ -157,25 +155,38 @@ def probe_command(
     seed: int,
 ) -> None:
     """Print the losses of a stage-1 model on pictures with captions: overall, ITC, ITM, LM. One pair will do."""
-    cfg = read_sizes(name, config_file, "blip2-stage1-vit-g")
-    if not isinstance(cfg, config.Blip2Config):
-        raise Misuse("These are the sizes of BLIP; the losses of BLIP-2's first stage need those of BLIP-2.")
+    cfg = sizes(Blip2Config, name, config_file, BLIP2)
     with extra("torch"):
         from models.checkpoint import load_stage1
-        from training.data import open_tokenizer
-        from training.probe import probe
-    words = open_tokenizer(tokenizer, cfg)
-    model, report = load_stage1(cfg, checkpoint, vit_checkpoint)
+        from preprocess.text import CaptionTokenizer
+        from training.probe import pairs, probe
+    words = CaptionTokenizer.load(tokenizer, cfg)
+    batch = pairs(cfg, words, images, texts)  # before the checkpoint, which takes much longer
+    loaded, report = load_stage1(cfg, checkpoint, vit_checkpoint)
+    found = probe(loaded, words, batch, seed)
+    values = {"overall": found.total, "itc": found.itc, "itm": found.itm, "lm": found.lm}
     click.echo("\n".join(report.lines()))
-    found = probe(model, words, images, texts, seed)
-    click.echo(f"overall {found.total:.6f}  itc {found.itc:.6f}  itm {found.itm:.6f}  lm {found.lm:.6f}")
+    click.echo("  ".join(f"{name} {round(float(value), 6) + 0.0:.6f}" for name, value in values.items()))  # no -0.000000
 
 
-def read_sizes(name: str | None, config_file: Path | None, preset: str) -> config.Config:
-    """The configuration that --model or --config names. Raises Misuse when both do."""
+def sizes(kind: type[Sizes], name: str | None, config_file: Path | None, preset: str) -> Sizes:
+    """The configuration that --model or --config names. Raises Misuse when both do, or when it is of the other model."""
     if name is not None and config_file is not None:
         raise Misuse(f"--model {name} and --config {config_file} both give the sizes. Leave one out.")
-    return config.from_file(config_file) if config_file is not None else config.preset(preset if name is None else name)
+    cfg = config.from_file(config_file) if config_file is not None else config.preset(preset if name is None else name)
+    if not isinstance(cfg, kind):
+        found, wanted = ("BLIP-2", "BLIP") if kind is BlipConfig else ("BLIP", "BLIP-2")
+        raise Misuse(
+            f"{config_file or name} has the sizes of {found}, expected those of {wanted}. "
+            "blip-train pretrain is for BLIP, stage1 and probe are for BLIP-2."
+        )
+    return cfg
+
+
+def sorted_out(values: dict[str, Any]) -> tuple[Files, Options]:
+    """What the options of TRAINING say."""
+    files = {field.name: values.pop(field.name) for field in fields(Files)}
+    return Files(**files), Options(**values)
 
 
 def typed() -> str:

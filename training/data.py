@@ -48,11 +48,6 @@ class CaptionedPictures:
         return self.ids[texts, :length], mask[:, :length]
 
 
-def open_tokenizer(path: Path, config: Config) -> CaptionTokenizer:
-    """The model's tokenizer. Raises UserError when it has another number of tokens than the model."""
-    return CaptionTokenizer.load(path, config)
-
-
 def read_pictures(
     annotations: Path, split: str, images: Path, tokenizer: CaptionTokenizer, config: Config, workers: int
 ) -> CaptionedPictures:

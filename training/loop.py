@@ -20,7 +20,7 @@ from preprocess.text import CaptionTokenizer
 from training.data import CaptionedPictures, batches
 from training.options import Options
 from training.recall import recall
-from training.step import LossesOf, Trainable, draw
+from training.step import LossesOf, Model, Trainable, draw
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
 FINAL = 0.02  # share of the learning rate at the last step
@@ -28,8 +28,8 @@ BETAS = (0.9, 0.98)
 
 
 def train(
-    model: Trainable,
-    losses_of: LossesOf,
+    model: Model,
+    losses_of: LossesOf[Model],
     tokenizer: CaptionTokenizer,
     data: CaptionedPictures,
     held_out: CaptionedPictures | None,

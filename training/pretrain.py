@@ -11,15 +11,14 @@ from models.blip import BlipPretrain
 from preprocess.text import CaptionTokenizer
 from training import losses
 from training.data import led_by
-from training.step import Batch, Step, Trainable
+from training.step import Batch, Step
 
 
-def losses_of(model: Trainable, tokenizer: CaptionTokenizer, batch: Batch, generator: torch.Generator, matching: bool) -> Step:
+def losses_of(model: BlipPretrain, tokenizer: CaptionTokenizer, batch: Batch, generator: torch.Generator, matching: bool) -> Step:
     """The losses of a batch; hard negatives are drawn by `generator`. Without `matching` ITM is left out, and 0."""
-    assert isinstance(model, BlipPretrain)
     feat = model.image_feat(batch.image)  # (B, T, D)
     image_embed, text_embed = model.image_embed(feat), model.text_embed(batch.ids, batch.mask)  # (B, E)
-    sims = image_embed.float() @ text_embed.float().t() / model.temp  # (B, B)
+    sims = image_embed @ text_embed.t() / model.temp  # (B, B)
     kv = model.keys_values(feat)
     itm = torch.zeros(())
     if matching:

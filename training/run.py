@@ -12,15 +12,16 @@ import torch
 
 from models import manifest
 from models.errors import Misuse
+from preprocess.text import CaptionTokenizer
 from training import checkpoint
-from training.data import CaptionedPictures, open_tokenizer, read_pictures
+from training.data import CaptionedPictures, read_pictures
 from training.loop import train
 from training.options import Files, Options
 from training.recall import chance
-from training.step import LossesOf, Trainable
+from training.step import LossesOf, Model
 
 
-def run(model: Trainable, losses_of: LossesOf, files: Files, workers: int, options: Options, command: str) -> None:
+def run(model: Model, losses_of: LossesOf[Model], files: Files, workers: int, options: Options, command: str) -> None:
     """Read the pictures, train `model` on them, write the checkpoint (also at each measurement, what there is) and beside
     it the log.
 
@@ -32,7 +33,7 @@ def run(model: Trainable, losses_of: LossesOf, files: Files, workers: int, optio
     """
     make_room(files.out)
     cfg = model.cfg
-    tokenizer = open_tokenizer(files.tokenizer, cfg)
+    tokenizer = CaptionTokenizer.load(files.tokenizer, cfg)
     data = read_pictures(files.annotations, "train", files.images, tokenizer, cfg, workers)
     held_out = read_pictures(files.held_out, "test", files.images, tokenizer, cfg, workers) if files.held_out else None
     log: list[dict[str, Any]] = [{"command": command, "options": asdict(options), **_about(data, held_out)}]

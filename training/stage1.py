@@ -11,23 +11,22 @@ from models.blip2 import Blip2Stage1
 from preprocess.text import CaptionTokenizer
 from training import losses
 from training.data import led_by
-from training.step import Batch, Step, Trainable
+from training.step import Batch, Step
 
 SMOOTHING = 0.1  # share of the contrastive target that goes to all alike
 
 
-def losses_of(model: Trainable, tokenizer: CaptionTokenizer, batch: Batch, generator: torch.Generator, matching: bool) -> Step:
+def losses_of(model: Blip2Stage1, tokenizer: CaptionTokenizer, batch: Batch, generator: torch.Generator, matching: bool) -> Step:
     """The losses of a batch; hard negatives are drawn by `generator`. Without `matching` ITM is left out, and 0.
 
     The similarity is that of the query that fits the caption best. In a batch that holds no wrong picture or caption (a
     batch of one) a pair is its own negative, as in mindformers (models/blip2/blip2_qformer.py); LAVIS fails there.
     """
-    assert isinstance(model, Blip2Stage1)
     kv = model.keys_values(model.image_feat(batch.image))
     tokens = model.tokens(len(batch.pictures))
     query_embed, past = model.Qformer.bert.read_image(tokens, kv)  # (B, Q, D)
     image_embed, text_embed = model.image_embed(query_embed), model.text_embed(batch.ids, batch.mask)  # (B, Q, E), (B, E)
-    by_query = torch.einsum("iqe,te->itq", image_embed.float(), text_embed.float())  # (B, B, Q)
+    by_query = torch.einsum("iqe,te->itq", image_embed, text_embed)  # (B, B, Q)
     sims = by_query.amax(dim=2) / model.temp  # (B, B)
     itm = torch.zeros(())
     if matching:

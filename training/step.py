@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from preprocess.text import CaptionTokenizer
 from training.data import CaptionedPictures, normalised, shifted
 
 Trainable = BlipPretrain | Blip2Stage1
+Model = TypeVar("Model", BlipPretrain, Blip2Stage1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Step:
 
 
 # The losses of a batch: model, tokenizer, batch, what draws the hard negatives, and whether there is a matching loss yet.
-LossesOf = Callable[[Trainable, CaptionTokenizer, Batch, torch.Generator, bool], Step]
+LossesOf = Callable[[Model, CaptionTokenizer, Batch, torch.Generator, bool], Step]
 
 
 def draw(data: CaptionedPictures, pictures: np.ndarray, shift: int, rng: np.random.Generator, cfg: Config) -> Batch:
