@@ -97,6 +97,12 @@ def simple(scene: Scene, rng: np.random.Generator) -> list[str]:
     ]
 
 
+def names(scene: Scene) -> list[str]:
+    """Two short captions of a simple scene, which say what is there and leave out where and before what."""
+    things = scene.second if scene.first.count == 0 else scene.first
+    return [_named(things), f"a picture of {_named(things)}"]
+
+
 def _order(scene: Scene, swap: bool) -> tuple[Things, Things]:
     return (scene.second, scene.first) if swap else (scene.first, scene.second)
 

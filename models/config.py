@@ -18,8 +18,7 @@ from typing import Any
 from models.errors import Misuse, UserError
 
 INTERPOLATIONS = ("bicubic", "bilinear")  # the resizes that a protocol may name
-VIT, EVA, CLIP = "vit", "eva", "clip"
-ENCODERS = (VIT, EVA, CLIP)  # the image encoders: BLIP's ViT, and the two of BLIP-2
+VIT, EVA, CLIP = "vit", "eva", "clip"  # the image encoders: BLIP's, and the two of BLIP-2
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class VisionConfig:
     heads: int
     mlp: int  # width of the feed-forward layer
     eps: float = 1e-6  # of every LayerNorm
-    kind: str = VIT  # one of ENCODERS
+    kind: str = VIT  # VIT, EVA or CLIP
 
     @property
     def tokens(self) -> int:
@@ -169,7 +168,7 @@ def from_dict(values: object, where: str) -> Config:
     is_blip2 = isinstance(values, dict) and "qformer" in values
     config: Config = _read(Blip2Config if is_blip2 else BlipConfig, values, where)
     vision, text = config.vision, config.text
-    reader, kinds = ("qformer", ENCODERS) if is_blip2 else ("text", (VIT,))
+    reader, kinds = ("qformer", (EVA, CLIP)) if is_blip2 else ("text", (VIT,))
     if vision.kind not in kinds:
         raise UserError(f"{where}: vision.kind is {vision.kind!r}, expected {' or '.join(kinds)}.")
     for name, width, part in (

@@ -20,7 +20,7 @@ from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval
 from models.config import CLIP, Blip2Config, BlipConfig, Config, VisionConfig
 from models.errors import UserError
-from models.weights_file import is_plain, renamed
+from models.weights_file import is_plain, listed, renamed
 
 # Ours on the left: salesforce/BLIP's (models/vit.py) and salesforce/LAVIS's (models/eva_vit.py, models/blip2_models).
 # BlipForImageTextRetrieval's and Blip2ForImageTextRetrieval's on the right. {} is the layer.
@@ -83,7 +83,7 @@ def from_huggingface(tensors: Mapping[str, Tensor], path: Path, blip2: bool) -> 
     ours = renamed(tensors, lambda name: to_our_name(name, blip2), path)
     for name in [name for name in ours if blip2 and name.endswith(PACKED)]:
         stem = name.removesuffix(PACKED)
-        ours[stem + QUERIES], ours[stem + VALUES] = _unpacked(ours.pop(name), to_their_name(name, blip2), path)
+        ours[stem + QUERIES], ours[stem + VALUES] = _unpacked(ours.pop(name), listed([to_their_name(name, blip2)]), path)
     return ours
 
 

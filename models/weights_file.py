@@ -1,8 +1,9 @@
 """Named tensors out of a file, without running or trusting what is in it.
 
-Reads PyTorch files (`weights_only`: nothing in them is executed), safetensors files and the folders that transformers
-writes. The form is told by the first bytes. Tensors stay in the file, mapped into memory, and are read
-when they are used: what nobody uses costs nothing. A file from before PyTorch 1.6 cannot be mapped and is read whole.
+Reads PyTorch files (`weights_only`: nothing in them is executed), safetensors files, the folders that transformers writes,
+MindSpore's .ckpt and numpy's .npz. The form is told by the first bytes. Tensors stay in the file, mapped into memory, and are
+read when they are used: what nobody uses costs nothing. A file from before PyTorch 1.6 and an .npz cannot be mapped and are
+read whole.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from torch import Tensor
 
 from models.errors import UserError
 from models.manifest import file_record
+from models.mindspore_file import FIRST, DamagedError, read_mindspore
 
 SINGLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+EXTRAS = "lavis_extras.safetensors"  # what transformers has no place for, in a folder that models.convert wrote
+LISTED = 10  # names in one message
 AGAIN = "Copy or download it again."
 
 
@@ -57,32 +64,80 @@ def read_weights(path: Path) -> Weights:
             start = opened.read(9)
         if not start:
             raise UserError(f"{file} is empty (0 bytes). {AGAIN}")
-        # Eight bytes of length, then JSON. By the name only for torch's sake, which follows it into safetensors.
-        if start[8:] == b"{" or file.suffix == ".safetensors":
-            tensors |= _read_safetensors(file)
-            continue
-        safe = False
-        content = _read_torch(file, mapped=start[:2] == b"PK")
-        if not isinstance(content, dict):
-            raise UserError(
-                f"{file} holds a {type(content).__name__}, expected a dictionary of tensors. Give a checkpoint of BLIP."
-            )
-        state = content["model"] if isinstance(content.get("model"), dict) else content
-        beside += [str(name) for name in content if state is not content and name != "model"]
-        beside += [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-        tensors |= {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        found, others, pickled = _read(file, start)
+        if twice := found.keys() & tensors.keys():
+            raise UserError(f"{path} holds {listed([min(twice)])} in two of its files. {AGAIN}")
+        tensors |= found
+        beside += others
+        safe &= not pickled
     return Weights(files, tensors, tuple(beside), safe)
+
+
+def renamed(tensors: Mapping[str, Tensor], name_of: Callable[[str], str], path: Path) -> dict[str, Tensor]:
+    """The tensors under the names that `name_of` gives them. Raises UserError when two get the same one."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if (new := name_of(name)) in named:
+            raise UserError(f"{path} holds {listed([new])} twice, once as {listed([name])}. Give a checkpoint in one layout.")
+        named[new] = tensor
+    return named
+
+
+def listed(names: Sequence[str], comma: str = ", ") -> str:
+    """The first of `names` for a message, and how many there are."""
+    more = f"{comma}and {len(names) - LISTED} more ({len(names)} in all)" if len(names) > LISTED else ""
+    # Names come from the file: one with line breaks or terminal codes is shown quoted.
+    return comma.join(name if name.isprintable() else repr(name) for name in names[:LISTED]) + more
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Floating-point numbers in memory: not whole numbers, not sparse, not a shape without content."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, copied if it lies in a file at an address that is no multiple of its element's size."""
+    misplaced = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.data_ptr() % tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if misplaced else tensor
+
+
+def _read(file: Path, start: bytes) -> tuple[dict[str, Tensor], list[str], bool]:
+    """Tensors of one file that begins with `start`, the names of what else it holds, and whether it is a pickle."""
+    # Eight bytes of length, then JSON. By the name only for torch's sake, which follows it into safetensors.
+    if start[8:] == b"{" or file.suffix == ".safetensors":
+        return _read_safetensors(file), [], False
+    if start[:1] == FIRST:
+        try:
+            return *read_mindspore(file), False
+        except DamagedError as error:
+            raise UserError(f"{file} is a damaged or incomplete MindSpore file: {error}. {AGAIN}") from error
+    zipped = start[:2] == b"PK"
+    if zipped and _is_numpy(file):
+        return *_read_numpy(file), False
+    if file.suffix == ".ckpt" and not zipped and start[:1] != pickle.PROTO:
+        raise UserError(
+            f"{file} is no checkpoint that MindSpore or PyTorch wrote, or it is encrypted (MindSpore's enc_key). "
+            "Save it without a key, or copy it again."
+        )
+    content = _read_torch(file, mapped=zipped)
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a {type(content).__name__}, expected a dictionary of tensors. Give a checkpoint of BLIP.")
+    state = content["model"] if isinstance(content.get("model"), dict) else content
+    beside = [str(name) for name in content if state is not content and name != "model"]
+    beside += [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}, beside, True
 
 
 def _files(path: Path) -> tuple[Path, ...]:
     if path.is_file():
         return (path,)
     if not path.exists():
-        raise UserError(f"There is no checkpoint {path}. Give a .pth or .safetensors file, or a folder of transformers.")
+        raise UserError(f"There is no checkpoint {path}. Give a .pth, .safetensors or .ckpt file, or a folder of transformers.")
+    extras = (path / EXTRAS,) if (path / EXTRAS).is_file() else ()
     if (path / SINGLE).is_file():
-        return (path / SINGLE,)
+        return (path / SINGLE, *extras)
     if (path / INDEX).is_file():
-        return _shards(path / INDEX)
+        return (*_shards(path / INDEX), *extras)
     if (path / PICKLED).is_file():
         return (path / PICKLED,)
     raise UserError(
@@ -130,3 +185,25 @@ def _read_torch(path: Path, mapped: bool) -> Any:
     except Exception as error:  # whatever damaged bytes lead the reader to
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise UserError(f"{path} is a damaged or incomplete PyTorch file ({reason[:120]}). {AGAIN}") from error
+
+
+def _is_numpy(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False  # PyTorch says what is wrong with it
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _read_numpy(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        numbers = {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "biuf"}
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever damaged bytes lead the reader to
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is a damaged or incomplete numpy file ({reason[:120]}). {AGAIN}") from error
+    return numbers, [name for name in arrays if name not in numbers]

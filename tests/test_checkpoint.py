@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.blip import BlipPretrain, BlipRetrieval
-from models.checkpoint import huggingface_config, load_retrieval, to_huggingface
+from models.checkpoint import huggingface_config, load_model, to_huggingface
 from models.config import BlipConfig, preset
 from models.errors import UserError
 from models.huggingface import to_our_name, to_their_name
@@ -39,7 +39,7 @@ def original(path: Path, model: BlipRetrieval, change: Callable[[dict[str, Any]]
 def refusal(path: Path, config: BlipConfig = TINY) -> str:
     """What the user reads when `path` is refused."""
     with pytest.raises(UserError) as caught:
-        load_retrieval(config, path)
+        load_model(config, path)
     assert caught.value.exit_code == 1
     assert str(path) in caught.value.message
     assert caught.value.message.endswith(".")
@@ -60,21 +60,22 @@ def assert_equal(found: torch.nn.Module, want: torch.nn.Module) -> None:
 
 def test_original(tmp_path: Path, tiny_model: BlipRetrieval) -> None:
     path = original(tmp_path / "model.pth", tiny_model)
-    model, report = load_retrieval(TINY, path)
+    model, report = load_model(TINY, path)
     assert_equal(model, tiny_model)
     assert (report.path, report.layout, report.unexpected, report.interpolated) == (path, "original", (), None)
     assert report.sha256 == file_record(path)["sha256"]
     assert report.ignored == {
         "position ids": 1,
         "momentum copies": len(tiny_model.state_dict()) - 2 + 1,  # no itm_head_m, but text_encoder_m has position ids
-        "temperature": 1,
         "training queues": 4,
         "records of the training run": 3,
     }
     assert report.lines() == [
         f"checkpoint {path} (original layout, sha256 {report.sha256[:12]})",
-        "ignored: 1 position ids, 103 momentum copies, 1 temperature, 4 training queues, 3 records of the training run",
+        "temperature 0.07",
+        "ignored: 1 position ids, 103 momentum copies, 4 training queues, 3 records of the training run",
     ]
+    assert report.temperature == pytest.approx(0.07)
 
 
 def test_file_of_the_pretraining(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_file_of_the_pretraining(tmp_path: Path) -> None:
     words = model.text_encoder.embeddings.word_embeddings.weight
     state |= {"text_decoder.cls.predictions.decoder.weight": words.data}
     torch.save({"model": state}, tmp_path / "model.pth")
-    loaded, report = load_retrieval(TINY, tmp_path / "model.pth")
+    loaded, report = load_model(TINY, tmp_path / "model.pth")
     assert torch.equal(loaded.text_encoder.embeddings.word_embeddings.weight, words)
     assert report.unexpected == ()
 
@@ -91,7 +92,7 @@ def test_file_of_the_pretraining(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mapped", [True, False], ids=["zip", "before PyTorch 1.6"])
 def test_bare_state(tmp_path: Path, tiny_model: BlipRetrieval, mapped: bool) -> None:
     torch.save(tiny_model.state_dict(), tmp_path / "model.pth", _use_new_zipfile_serialization=mapped)
-    model, report = load_retrieval(TINY, tmp_path / "model.pth")
+    model, report = load_model(TINY, tmp_path / "model.pth")
     assert_equal(model, tiny_model)
     assert report.layout == "original"
     assert len(report.lines()) == 1
@@ -101,12 +102,12 @@ def test_our_safetensors(tmp_path: Path) -> None:
     """Training saves tied tensors once, and the decoder with them."""
     trained = BlipPretrain(TINY).eval()
     save_file({name: p.data for name, p in trained.named_parameters()}, tmp_path / "weights.safetensors")
-    model, report = load_retrieval(TINY, tmp_path / "weights.safetensors")
+    model, report = load_model(TINY, tmp_path / "weights.safetensors")
     want = BlipRetrieval(TINY)
     want.load_state_dict({name: trained.state_dict()[name] for name in want.state_dict()})
     assert_equal(model, want.eval())
     assert report.layout == "ours"
-    assert report.ignored == {"temperature": 1, "text decoder": 10 * TINY.text.depth + 5}
+    assert report.ignored == {"text decoder": 10 * TINY.text.depth + 5}
     assert report.unexpected == ()
 
 
@@ -128,7 +129,7 @@ def test_huggingface(tmp_path: Path, tiny_model: BlipRetrieval, form: str) -> No
         torch.save(
             theirs.state_dict() | {"text_encoder.embeddings.position_ids": torch.arange(3)}, tmp_path / "pytorch_model.bin"
         )
-    model, report = load_retrieval(TINY, path)
+    model, report = load_model(TINY, path)
     assert_equal(model, tiny_model)
     assert (report.layout, report.unexpected) == ("huggingface", ())
     assert report.ignored == ({"position ids": 1} if form == "bin" else {})
@@ -158,7 +159,7 @@ def test_huggingface_config_overrides_the_defaults_that_are_not_blips() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(tmp_path: Path, tiny_model: BlipRetrieval, dtype: torch.dtype) -> None:
     torch.save({name: t.to(dtype) for name, t in tiny_model.state_dict().items()}, tmp_path / "model.pth")
-    model, _ = load_retrieval(TINY, tmp_path / "model.pth")
+    model, _ = load_model(TINY, tmp_path / "model.pth")
     assert_equal(model, tiny_model.to(dtype).to(torch.float32))
 
 
@@ -168,7 +169,7 @@ def test_positions_are_interpolated(tmp_path: Path, tiny_model: BlipRetrieval, p
     import transformers
 
     config = dataclasses.replace(TINY, vision=dataclasses.replace(TINY.vision, image_size=pixels))
-    model, report = load_retrieval(config, original(tmp_path / "model.pth", tiny_model))
+    model, report = load_model(config, original(tmp_path / "model.pth", tiny_model))
     assert report.interpolated == (32, pixels)
     assert report.lines()[1] == f"position embeddings interpolated from 32 to {pixels} pixels"
     theirs = transformers.BlipForImageTextRetrieval(transformers.BlipConfig(**huggingface_config(TINY))).eval()
@@ -186,7 +187,7 @@ def test_extra_entries_are_listed(tmp_path: Path, tiny_model: BlipRetrieval) -> 
     extra = ["two\nlines", *(f"extra.{n}" for n in range(11))]
     content["model"] |= dict.fromkeys(extra, torch.zeros(1)) | {"visual_encoder.note": "no tensor"}
     torch.save(content | {"lr": 1e-5}, tmp_path / "model.pth")
-    model, report = load_retrieval(TINY, tmp_path / "model.pth")
+    model, report = load_model(TINY, tmp_path / "model.pth")
     assert_equal(model, tiny_model)
     assert report.unexpected == (*extra, "lr", "visual_encoder.note")
     assert report.lines()[-1] == f"unexpected, not used: 'two\\nlines', {', '.join(extra[1:10])}, and 4 more (14 in all)"
@@ -199,17 +200,17 @@ def test_unexpected_names_are_spelt_as_in_the_file(tmp_path: Path, tiny_model: B
     assert "vision.depth" in refusal(tmp_path / "model.safetensors")
     del state["vision_model.encoder.layers.7.layer_norm1.scale"]
     save_file(state, tmp_path / "model.safetensors")
-    assert load_retrieval(TINY, tmp_path)[1].unexpected == ("vision_model.embeddings.class_token",)
+    assert load_model(TINY, tmp_path)[1].unexpected == ("vision_model.embeddings.class_token",)
 
 
 def test_only_what_is_used_stays_in_memory(tmp_path: Path, tiny_model: BlipRetrieval) -> None:
-    load_retrieval(TINY, original(tmp_path / "first.pth", tiny_model))  # torch's own memory
+    load_model(TINY, original(tmp_path / "first.pth", tiny_model))  # torch's own memory
     content = checkpoint(tiny_model, queue=200_000)  # two queues of 16 MB
     content["model"]["visual_encoder_m.cls_token"] *= float("nan")  # not read, not minded
     torch.save(content, tmp_path / "model.pth")
     del content
     before = resident()
-    kept = load_retrieval(TINY, tmp_path / "model.pth")
+    kept = load_model(TINY, tmp_path / "model.pth")
     # 0.9 MB measured, of which the model is 0.5.
     assert resident() - before < 5e6
     # The control: reading a queue is seen.
@@ -342,7 +343,7 @@ def test_weights_that_are_no_numbers(tmp_path: Path, tiny_model: BlipRetrieval, 
 
 def test_finite_weights_whose_sum_overflows_are_numbers(tmp_path: Path, tiny_model: BlipRetrieval) -> None:
     tiny_model.itm_head.bias.data[:] = 3e38
-    assert_equal(load_retrieval(TINY, original(tmp_path / "model.pth", tiny_model))[0], tiny_model)
+    assert_equal(load_model(TINY, original(tmp_path / "model.pth", tiny_model))[0], tiny_model)
 
 
 @pytest.mark.parametrize("tokens", [1, 15])
@@ -439,6 +440,6 @@ def test_make_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "model.pth"
     result = CliRunner().invoke(main, ["--model", "blip-demo", "--out", str(out), "--seed", "3", "--no-momentum"])
     assert result.exit_code == 0, result.output
-    model, report = load_retrieval(preset("blip-demo"), out)
+    model, report = load_model(preset("blip-demo"), out)
     assert_equal(model, random_model(preset("blip-demo"), seed=3, std=0.02))
     assert "momentum copies" not in report.ignored

@@ -1,0 +1,163 @@
+"""A checkpoint in one layout to the same checkpoint in another: every tensor keeps its values and its type.
+
+What a layout has no place for is not lost. transformers has none for the temperature and the head over the vocabulary: they
+lie beside, in a file of their own, which is read again on the way back. LAVIS's tied copies and position ids are left out of
+the other layouts and made again. transformers norms BLIP-2's image features with an epsilon of 1e-6 where the original has
+1e-5, so its outputs differ by about 1e-5; its weights do not.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.config import Blip2Config, BlipConfig, Config, to_dict
+from models.errors import Misuse
+from models.fit import check_model, check_numbers, check_shapes, retrieval_shapes, shared_out
+from models.huggingface import huggingface_config, to_huggingface
+from models.layouts import COPIES, Source, has, is_blip2, open_checkpoint, with_image_encoder
+from models.manifest import empty, locked
+from models.positions import NAMES as POSITIONS
+from models.positions import side_of
+from models.sizes import preset_of
+from models.weights_file import EXTRAS, aligned
+from models.write_weights import write_safetensors, write_shards, write_torch
+
+LAVIS, HF, OURS = "lavis", "hf", "ours"
+TARGETS = (LAVIS, HF, OURS)
+HEAD, TEMPERATURE = "Qformer.cls", "temp"  # what only the first stage's training uses, and classification
+POSITION_TABLE, POSITION_IDS = ".position_embeddings.weight", ".position_ids"
+ARCHITECTURES = {BlipConfig: ("BlipForImageTextRetrieval", "blip"), Blip2Config: ("Blip2ForImageTextRetrieval", "blip-2")}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be converted, and to what."""
+
+    checkpoint: Path
+    to: str  # one of TARGETS
+    out: Path  # a folder for HF, a file otherwise
+    vit_checkpoint: Path | None = None
+    config: Config | None = None  # None: the preset that has the sizes of the checkpoint
+
+
+def convert(wish: Wish, say: Callable[[str], None]) -> None:
+    """Write `wish.out`, which must not be there yet, and say what became of everything.
+
+    Raises UserError when the checkpoint cannot be read, is incomplete, or has no form in that layout: nothing is written then.
+    Raises Misuse when `wish.out` is there, or when there are two image encoders.
+    """
+    if wish.out.exists() or wish.out.is_symlink():
+        raise Misuse(f"{wish.out} is there already. Choose another --out, or remove it.")
+    source = open_checkpoint(wish.checkpoint)
+    config = wish.config or preset_of(wish.checkpoint, is_blip2(source.tensors), source.tensors)
+    if wish.to == HF:
+        huggingface_config(config)  # refuses what transformers does not have
+    sources = with_image_encoder(source, wish.vit_checkpoint, config, needed=wish.to == HF)
+    tensors, config = _complete(sources, config)
+    for line in _lines(sources, tensors, wish.to):
+        say(line)
+    with new_path(wish.out) as part:
+        if wish.to == HF:
+            extras = _write_huggingface(part, tensors, config)
+            if extras:
+                say(f"beside it, in {EXTRAS}, what transformers has no place for: {len(extras)} tensors")
+        elif wish.to == LAVIS:
+            write_torch(part, _with_copies(tensors))
+        else:
+            write_safetensors(part, tensors, {"config": json.dumps(to_dict(config))})
+        size = sum(file.stat().st_size for file in (part.rglob("*") if part.is_dir() else [part]))
+    say(f"{wish.out} ({wish.to} layout): {len(tensors)} tensors, {size / 1e9:.2f} GB")
+
+
+@contextmanager
+def new_path(out: Path) -> Iterator[Path]:
+    """Yield a path for a file or a folder, which becomes `out` when the block ends well; otherwise nothing is left.
+
+    Raises Misuse when `out` is there by then, UserError when another run is writing it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.parent / f".{out.name}.part"
+    beside.mkdir(exist_ok=True)
+    with locked(beside, f"Another run is writing {out}; wait for it, or choose another --out."):
+        try:
+            empty(beside)  # of a run that was killed
+            yield beside / out.name
+            if out.exists():
+                raise Misuse(f"{out} was made by something else meanwhile. Choose another --out, or remove it.")
+            (beside / out.name).rename(out)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _complete(sources: list[Source], config: Config) -> tuple[dict[str, Tensor], Config]:
+    """Every tensor once, checked, and the configuration for the picture size that the checkpoint is for: positions are not
+    interpolated here."""
+    main, encoder, asked = sources[0], sources[-1], config
+    for name in POSITIONS:
+        if name in encoder.tensors and encoder.tensors[name].dim() > 1 and (side := side_of(encoder.tensors[name])):
+            config = replace(config, vision=replace(config.vision, image_size=side * config.vision.patch))
+    expected = retrieval_shapes(config)
+    if isinstance(config, Blip2Config) and not has(encoder.tensors, "visual_encoder"):
+        expected = {name: shape for name, shape in expected.items() if not name.startswith("visual_encoder.")}
+    tensors = {name: tensor for name, tensor in main.tensors.items() if not name.endswith(POSITION_IDS)}
+    for source, its_own in zip(sources, shared_out(expected, sources), strict=True):
+        check_model(source, asked, its_own)
+        check_shapes(source, config, its_own, source.tensors)
+        check_numbers(source, ((name, aligned(source.tensors[name])) for name in its_own))
+        tensors |= {name: source.tensors[name] for name in its_own}
+    return tensors, config
+
+
+def _lines(sources: list[Source], tensors: Mapping[str, Tensor], to: str) -> list[str]:
+    """What the user is told about the checkpoint."""
+    lines = [f"{source.path} ({source.layout} layout)" for source in sources]
+    lines += [note for source in sources for note in source.notes]
+    left = Counter[str]()
+    for source in sources:
+        left.update(source.left)
+        left["records of the training run"] += len(source.weights.beside)
+        left["position ids"] += sum(name.endswith(POSITION_IDS) for name in source.tensors)
+    if left := +left:
+        again = " (copies and position ids are made again)" if to == LAVIS else ""
+        lines.append("left out: " + ", ".join(f"{count} {what}" for what, count in left.items()) + again)
+    if is_blip2(tensors):
+        parts = {"image encoder": "visual_encoder", "head over the vocabulary": HEAD, "temperature": TEMPERATURE}
+        if lacking := [what for what, part in parts.items() if not has(tensors, part)]:
+            lines.append(f"the checkpoint has no {', no '.join(lacking)}: neither will the new one")
+    return lines
+
+
+def _with_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With what LAVIS and BLIP keep besides: tied copies and position ids."""
+    state = dict(tensors)
+    for name, table in tensors.items():
+        if name.endswith(POSITION_TABLE) and table.dim() == 2:
+            state[name.removesuffix(POSITION_TABLE) + POSITION_IDS] = torch.arange(len(table)).unsqueeze(0)  # (1, positions)
+    if has(tensors, HEAD):
+        state |= {copy: state[source] for copy, source in COPIES.items() if source in state}
+    return state
+
+
+def _write_huggingface(folder: Path, tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Write what transformers' `from_pretrained` reads, and beside it what it has no place for, which is returned."""
+    theirs = to_huggingface(tensors, config)
+    placed = retrieval_shapes(config)
+    extras = {name: tensor for name, tensor in tensors.items() if name not in placed}
+    architecture, kind = ARCHITECTURES[type(config)]
+    # Encoders that were saved in half precision are mixed with the rest in single: both are read as single.
+    content = {"architectures": [architecture], "model_type": kind, "dtype": "float32", **huggingface_config(config)}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_shards(folder, theirs)
+    if extras:
+        write_safetensors(folder / EXTRAS, extras, {})
+    return extras

@@ -1,0 +1,186 @@
+"""The layouts that checkpoints come in, told by the names of their tensors, and their tensors under our names.
+
+- original: salesforce/BLIP's .pth (`visual_encoder.*`, `text_encoder.*`); lavis: salesforce/LAVIS's of BLIP-2
+  (`visual_encoder.*`, `Qformer.bert.*`). Our names are theirs.
+- huggingface: transformers' BlipForImageTextRetrieval (`vision_model.*`) and Blip2ForImageTextRetrieval (also `qformer.*`).
+- mindspore: mindformers' of BLIP-2 (`qformer.bert.*`).
+- ours: our names in safetensors.
+
+The image encoder of BLIP-2 may lie in a file of its own, without a prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models import huggingface, mindspore
+from models.config import CLIP, Blip2Config, Config
+from models.errors import Misuse, UserError
+from models.weights_file import Weights, is_plain, listed, read_weights, renamed
+
+ORIGINAL, LAVIS, HUGGINGFACE, MINDSPORE, OURS = "original", "lavis", "huggingface", "mindspore", "ours"
+ENCODER = "visual_encoder."
+ENCODER_PREFIXES = (ENCODER, "vit.")  # of names in a file of the image encoder; the published ones have none
+VIT_FILES = {False: "eva_vit_g.pth", True: "clip_vit_L.pth"}  # as LAVIS calls them; true is CLIP's
+WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
+# A tensor of BLIP-2 that repeats another one: LAVIS keeps both.
+COPIES = {
+    "Qformer.cls.predictions.decoder.weight": WORDS,
+    "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
+}
+BLOCK = re.compile(r"visual_encoder\.(?:transformer\.res)?blocks\.(\d{1,4})\.")
+END = "tensors of the image encoder's end, which BLIP-2 leaves out"
+TRAINING = "records of the training run"
+# What only a checkpoint of the second stage has.
+STAGE2 = ("opt_proj", "t5_proj", "llm_proj", "language_projection", "opt_model", "t5_model", "llm_model", "language_model")
+# What a file of BLIP-2 may hold and no part of BLIP-2 uses: pattern from the start of our name -> what it is.
+UNUSED = {
+    r"visual_encoder\.(norm|fc_norm|head|lm_head|ln_post|rope|rel_pos_bias)\.|visual_encoder\.(proj|mask_token)$": END,
+    r"(adam_m|adam_v|moments|moment1|moment2|accu_grads)\.": TRAINING,
+    r"(beta[12]_power|global_step|learning_rate|scale_sense|loss_scale|epoch_num|step_num|"
+    r"current_iterator_step|last_overflow_iterator_step)$": TRAINING,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or a folder of weights, its tensors under our names."""
+
+    path: Path
+    weights: Weights
+    layout: str
+    tensors: dict[str, Tensor]
+    spell: Callable[[str], str]  # our name of a tensor to the one in the file
+    left: Mapping[str, int]  # what was dropped -> how many tensors
+    notes: tuple[str, ...]  # what else there is to say
+
+
+def is_blip2(names: Iterable[str]) -> bool:
+    """Whether names, of any layout, are BLIP-2's."""
+    return any(name.startswith(("Qformer.", "qformer.")) for name in names)
+
+
+def has(names: Iterable[str], *parts: str) -> bool:
+    """Whether there is a tensor called, or under, one of `parts`."""
+    return any(name == part or name.startswith(f"{part}.") for name in names for part in parts)
+
+
+def open_checkpoint(path: Path) -> Source:
+    """The tensors of a checkpoint. Raises UserError when it cannot be read, holds a bias that the model has no place for,
+    or two tensors that should be equal and are not."""
+    weights = read_weights(path)
+    names = weights.tensors.keys()
+    blip2 = is_blip2(names)
+    tensors, notes = weights.tensors, tuple[str, ...]()
+    spell: Callable[[str], str] = str
+    if has(names, "vision_model", "qformer.encoder") and not has(names, "visual_encoder"):
+        layout = HUGGINGFACE
+        tensors = huggingface.from_huggingface(tensors, path, blip2)
+
+        def spell(name: str) -> str:
+            return huggingface.to_their_name(name, blip2)
+    elif has(names, "qformer.bert"):
+        layout, spell = MINDSPORE, mindspore.to_their_name
+        tensors, notes = mindspore.from_mindspore(tensors, path)
+    else:
+        layout = OURS if weights.safe else LAVIS if blip2 else ORIGINAL
+    if not blip2:
+        return Source(path, weights, layout, tensors, spell, {}, notes)
+    used, left = _without_unused(tensors)
+    used, copies = _without_copies(used, path)
+    return Source(path, weights, layout, used, spell, left | copies, notes)
+
+
+def open_image_encoder(path: Path, config: Blip2Config) -> Source:
+    """The tensors of a file that holds only BLIP-2's image encoder, LAVIS's or mindformers', without the blocks that BLIP-2
+    leaves out. Raises UserError when it cannot be read or holds no image encoder."""
+    weights = read_weights(path)
+    prefix = next((prefix for prefix in ENCODER_PREFIXES if any(name.startswith(prefix) for name in weights.tensors)), "")
+
+    def name_of(name: str) -> str:
+        return ENCODER + name.removeprefix(prefix) if name.startswith(prefix) else name
+
+    def spell(name: str) -> str:
+        return prefix + (mindspore.to_their_name(name) if foreign else name).removeprefix(ENCODER)
+
+    tensors, notes = renamed(weights.tensors, name_of, path), tuple[str, ...]()
+    foreign = f"{ENCODER}cls_tokens" in tensors
+    if foreign:
+        tensors, notes = mindspore.from_mindspore(tensors, path)
+    if not has(tensors, f"{ENCODER}cls_token", f"{ENCODER}class_embedding"):
+        held = listed(list(dict.fromkeys(name.split(".")[0] for name in [*weights.tensors, *weights.beside])))
+        raise UserError(
+            f"{path} holds no image encoder of BLIP-2: it has neither cls_token nor class_embedding. "
+            f"It holds {held or 'nothing'}. Give --vit-checkpoint {VIT_FILES[config.vision.kind == CLIP]}."
+        )
+    blocks = {name: int(found[1]) for name in tensors if (found := BLOCK.match(name))}
+    last = [name for name, block in blocks.items() if block >= config.vision.depth]
+    used, left = _without_unused({name: tensor for name, tensor in tensors.items() if name not in last})
+    if last:
+        left[END] = left.get(END, 0) + len(last)
+    return Source(path, weights, MINDSPORE if foreign else LAVIS, used, spell, left, notes)
+
+
+def with_image_encoder(source: Source, vit_checkpoint: Path | None, config: Config, needed: bool = True) -> list[Source]:
+    """The checkpoint, and the file of its image encoder when there is one.
+
+    Raises Misuse when the image encoder is in both, UserError when it is `needed` and in neither, or cannot be read, and for
+    a checkpoint of BLIP-2's second stage.
+    """
+    if is_blip2(source.tensors) and WORDS not in source.tensors and has(source.tensors, *STAGE2):
+        raise UserError(
+            f"{source.path} is a stage-2 checkpoint, which has no text branch; retrieval needs a stage-1 checkpoint, such as "
+            "blip2_pretrained.pth."
+        )
+    within = has(source.tensors, "visual_encoder")
+    if vit_checkpoint and not isinstance(config, Blip2Config):
+        raise Misuse(f"--vit-checkpoint is for BLIP-2: a checkpoint of BLIP holds its image encoder, as {source.path} should.")
+    if vit_checkpoint and within:
+        raise Misuse(f"{source.path} already holds an image encoder. Leave --vit-checkpoint out.")
+    if not isinstance(config, Blip2Config) or within or not is_blip2(source.tensors):
+        return [source]  # what else it lacks is said with all the rest
+    if vit_checkpoint:
+        return [source, open_image_encoder(vit_checkpoint, config)]
+    if needed:
+        raise UserError(
+            f"{source.path} holds no image encoder: LAVIS publishes the weights of the first stage without it. "
+            f"Add --vit-checkpoint {VIT_FILES[config.vision.kind == CLIP]}."
+        )
+    return [source]
+
+
+def _without_unused(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    what = {name: next((what for pattern, what in UNUSED.items() if re.match(pattern, name)), None) for name in tensors}
+    used = {name: tensor for name, tensor in tensors.items() if what[name] is None}
+    return used, dict(Counter(kind for kind in what.values() if kind))
+
+
+def _without_copies(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Each tensor once. Raises UserError when one that should repeat another differs from it."""
+    once, dropped = dict(tensors), 0
+    for copy, source in COPIES.items():
+        if copy not in once:
+            continue
+        repeated = once.pop(copy)
+        if not _same_bits(once.setdefault(source, repeated), repeated):
+            raise UserError(
+                f"{path}: {copy} differs from {source}, but BLIP-2 uses one for both (they are tied). The file was changed "
+                "after training; give the one that was published."
+            )
+        dropped += 1
+    return once, {"tied copies": dropped} if dropped else {}
+
+
+def _same_bits(source: Tensor, copy: Tensor) -> bool:
+    if not is_plain(source):
+        return True  # what is wrong with it is said later
+    if not is_plain(copy) or (source.shape, source.dtype) != (copy.shape, copy.dtype):
+        return False
+    return torch.equal(*(tensor.contiguous().view(-1).view(torch.uint8) for tensor in (source, copy)))
