@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from bench import machine
+from bench.compare import chosen_works
 from bench.graphs import Load, chosen_names
 from bench.record import record_folder, write_record
 from bench.run import Against, bench
@@ -24,7 +25,12 @@ RECORDS = machine.ROOT / "bench" / "records"
 @click.option("--graphs", type=click.Path(path_type=Path), default=Path("build/graphs"), help="Folder that blip-export wrote.")
 @click.option("--only", default=None, help="Only these graphs, with commas between.  [default: all]")
 @click.option("--batchsize", type=click.IntRange(min=1), default=1, help="Samples per run.")
-@click.option("--length", type=click.IntRange(min=2), default=None, help="Tokens of a caption.  [default: the model's]")
+@click.option(
+    "--length",
+    type=click.IntRange(min=2),
+    default=None,
+    help="Tokens of a caption; --compare cuts and pads to it.  [default: the model's]",
+)
 @click.option(
     "--loops", type=click.IntRange(min=1), default=None, help="Timed runs per graph.  [default: 10 seconds, 5 to 200 runs]"
 )
@@ -34,7 +40,11 @@ RECORDS = machine.ROOT / "bench" / "records"
 )
 @click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", help="Where ONNX Runtime runs; never another one.")
 @click.option("--compare", "rival", type=click.Choice(["transformers"]), default=None, help="Take turns with this on equal work.")
+@click.option("--works", default=None, help="Only these of --compare: pictures,captions,pairs.  [default: all]")
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=None, help="The one of the graphs, for --compare.")
+@click.option(
+    "--vit-checkpoint", type=click.Path(path_type=Path), default=None, help="The one of the graphs, if they had one of their own."
+)
 @click.option(
     "--captions", type=click.Path(path_type=Path), default=None, help="Annotations whose captions --compare takes; else invented."
 )
@@ -55,7 +65,9 @@ def main(
     threads: int | None,
     provider: str,
     rival: str | None,
+    works: str | None,
     checkpoint: Path | None,
+    vit_checkpoint: Path | None,
     captions: Path | None,
     pairs: int,
     rounds: int,
@@ -68,11 +80,12 @@ def main(
         raise Misuse("--record and --no-record contradict each other; give one of them.")
     against = None
     if rival:
-        against = Against(_for_comparison(checkpoint, provider), captions, pairs, itm_batchsize, rounds)
+        weights = _for_comparison(checkpoint, provider)
+        against = Against(chosen_works(works), weights, vit_checkpoint, captions, pairs, itm_batchsize, rounds)
     else:
         _refuse_unused()
     found = read_graphs(graphs)
-    load = Load(batchsize, _fitting(found, length), loops, warmup, threads or usable_cpus(), provider)
+    load = Load(batchsize, _fitting(found, length, rival), loops, warmup, threads or usable_cpus(), provider)
     names = chosen_names(found, only)
     wanted = None if no_record else record or (RECORDS if machine.in_checkout() else None)
     available_provider(provider)  # before a folder is made
@@ -97,16 +110,19 @@ def _for_comparison(checkpoint: Path | None, provider: str) -> Path:
 def _refuse_unused() -> None:
     """Raise Misuse when an option was typed that only a comparison reads."""
     context = click.get_current_context()
-    for name in ("checkpoint", "captions", "pairs", "rounds", "itm_batchsize"):
+    for name in ("works", "checkpoint", "vit_checkpoint", "captions", "pairs", "rounds", "itm_batchsize"):
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             raise Misuse(f"--{name.replace('_', '-')} is only read with --compare transformers; add that, or leave it out.")
 
 
-def _fitting(graphs: Graphs, length: int | None) -> int:
-    """The caption length to time with. Raises Misuse when the text encoder has fewer positions."""
-    if length is not None and length > graphs.config.text.positions:
-        raise Misuse(f"--length {length} is longer than the {graphs.config.text.positions} positions of the text encoder.")
-    return length or graphs.config.protocol.max_length
+def _fitting(graphs: Graphs, length: int | None, rival: str | None) -> int:
+    """The caption length to time with. Raises Misuse when captions of this model, or its positions, are not that many."""
+    usual, positions = graphs.config.protocol.max_length, graphs.config.text.positions
+    if length is not None and length > positions:
+        raise Misuse(f"--length {length} is longer than the {positions} positions of the text encoder.")
+    if length is not None and length > usual and rival:
+        raise Misuse(f"--length {length} is longer than the captions of this model, {usual} tokens, which --compare takes.")
+    return length or usual
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MEAN, SPREAD, SHORTEST = 12.0, 2.5, 8
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions as the graphs take them, padded to the full length as the original pads them."""
+    """Captions as the graphs take them, padded to one length as the original pads them."""
 
     source: str  # what they are, for the reader of the numbers
     ids: np.ndarray  # (C, L) int64, [CLS] first
@@ -29,7 +29,7 @@ class Captions:
 
     @property
     def itm_ids(self) -> np.ndarray:
-        """(C, L) int64, [ENC] first, as the ITM graphs take them."""
+        """(C, L) int64, as the ITM graphs take them: of BLIP with [ENC] first; of BLIP-2 the same again."""
         return with_first(self.ids, self.encode_id)
 
     def first(self, count: int) -> Captions:
@@ -42,23 +42,22 @@ class Captions:
         return f"{len(lengths)} {self.source}, {lengths.mean():.1f} tokens on average, {lengths.max()} at most"
 
 
-def choose_captions(graphs: Graphs, annotations: Path | None, count: int, seed: int = 0) -> Captions:
-    """`count` captions drawn at random from an annotation file; all of them when it has fewer. Raises UserError, see
-    preprocess.annotations, when it cannot be read."""
+def choose_captions(graphs: Graphs, annotations: Path | None, count: int, length: int, seed: int = 0) -> Captions:
+    """`count` captions of at most `length` tokens, drawn at random from an annotation file; all of them when it has fewer.
+    Raises UserError, see preprocess.annotations, when it cannot be read."""
     protocol = graphs.config.protocol
     tokenizer = CaptionTokenizer.load(graphs.tokenizer, graphs.config)
     draw = np.random.default_rng(seed)
     if annotations is None:
-        return _invented(graphs, tokenizer, count, draw)
+        return _invented(graphs, tokenizer, count, length, draw)
     texts = read_annotations(annotations).captions
     chosen = draw.permutation(len(texts))[:count]
     cleaned = [pre_caption(texts[n], protocol.max_words) for n in chosen]
-    ids, mask = tokenizer.encode(cleaned, protocol.max_length)
+    ids, mask = tokenizer.encode(cleaned, length)
     return Captions(f"captions of {annotations.name}", ids, mask, tokenizer.encode_id)
 
 
-def _invented(graphs: Graphs, tokenizer: CaptionTokenizer, count: int, draw: np.random.Generator) -> Captions:
-    longest = graphs.config.protocol.max_length
+def _invented(graphs: Graphs, tokenizer: CaptionTokenizer, count: int, longest: int, draw: np.random.Generator) -> Captions:
     lengths = np.rint(draw.normal(MEAN, SPREAD, (count, 1))).clip(min(SHORTEST, longest), longest)  # (C, 1)
     mask = (np.arange(longest) < lengths).astype(np.int64)  # (C, L)
     ids = draw.integers(0, graphs.config.text.vocab, mask.shape, dtype=np.int64)

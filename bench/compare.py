@@ -6,7 +6,7 @@ anything the results have to agree, so they are compared first. C captions, L to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from bench.captions import Captions
 from bench.measure import Timing, Work, interleave
-from models.errors import UserError
+from models.config import CLIP
+from models.errors import Misuse, UserError
 from runtime.batches import slices
 from runtime.embed import embed_captions
 from runtime.graphs import Graphs
@@ -26,20 +27,25 @@ from runtime.session import Session, open_session
 if TYPE_CHECKING:
     from bench.rival import Rival
 
-NEEDED = ("image", "text_embed", "image_kv", "itm_cached", "itm")
+# The works, and the graphs that each takes; the features of the picture of `pairs` come from its encoder.
+NEEDED = {
+    "pictures": ("image",),
+    "captions": ("text_embed",),
+    "pairs": ("image", "image_kv", "itm_cached", "itm"),
+}
 # Largest difference of an embedding or a logit, over the largest value (at least 1). Float rounding gave at most 2e-6 on
 # models of test and demo size; other weights give 0.1 and more.
-AGREEMENT = 1e-3
+AGREEMENT = 1e-4
 WARMUP = 1  # rounds, after the run whose results are compared
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How to compare."""
+    """What to compare, and how."""
 
+    works: Sequence[str]  # of NEEDED
     batchsize: int  # pictures, and captions to embed, at a time
     itm_batchsize: int  # captions of one picture at a time
-    naive_pairs: int  # how many captions those score that take many times longer; their time per pair does not depend on it
     rounds: int
     threads: int
 
@@ -104,61 +110,75 @@ class Measured:
         }
 
 
-def load_rival(graphs: Graphs, checkpoint: Path, threads: int) -> Rival:
-    """transformers' model. Raises UserError when transformers is missing, or the checkpoint is not of these graphs' size."""
+def chosen_works(works: str | None) -> list[str]:
+    """The works that --works lists, with commas between; all without it. Raises Misuse for another name."""
+    if works is None:
+        return list(NEEDED)
+    names = works.split(",")
+    if unknown := [name for name in names if name not in NEEDED]:
+        raise Misuse(f"There is no work {unknown[0]!r} to compare; there are {', '.join(NEEDED)}.")
+    return [work for work in NEEDED if work in names]
+
+
+def load_rival(graphs: Graphs, checkpoint: Path, vit_checkpoint: Path | None, threads: int) -> Rival:
+    """transformers' model. Raises UserError when transformers is missing, or the checkpoint is not of these graphs' size,
+    Misuse when transformers has no such model."""
+    if graphs.config.vision.kind == CLIP:
+        raise Misuse("transformers has no BLIP-2 with CLIP's image encoder; leave out --compare transformers.")
     try:
         from bench.rival import Rival
     except ImportError as error:
         raise UserError(
             f"--compare transformers needs {error.name}, which is not installed here: pip install 'torch' 'transformers>=5.23'."
         ) from error
-    return Rival(graphs.config, checkpoint, threads)
+    return Rival(graphs.config, checkpoint, vit_checkpoint, threads)
 
 
 def compare(graphs: Graphs, rival: Rival, captions: Captions, setting: Setting) -> list[Measured]:
-    """The three works, with a progress bar. Raises UserError when a graph is missing, or when the results do not agree."""
-    graphs.first_of(NEEDED)
-    sessions = {name: open_session(graphs, name, threads=setting.threads) for name in NEEDED}
-    images = _random_pictures(graphs, sessions["image"].batch or setting.batchsize)
-    feat = sessions["image"].run(input_image=images[:1])["image_feat"]  # (1, T, D)
-    works = {
-        "pictures": picture_ways(sessions, rival, images),
-        "captions": caption_ways(sessions, rival, captions, setting),
-        "pairs": pair_ways(sessions, rival, captions, feat, setting),
+    """The works of `setting`, each with a progress bar. Raises UserError when a graph is missing, or when the results do
+    not agree. The graphs of a work are loaded for it and released after it: those of an image encoder take gigabytes."""
+    graphs.first_of(tuple(dict.fromkeys(name for work in setting.works for name in NEEDED[work])))
+    ways = {
+        "pictures": lambda: picture_ways(graphs, rival, setting),
+        "captions": lambda: caption_ways(graphs, rival, captions, setting),
+        "pairs": lambda: pair_ways(graphs, rival, captions, setting),
     }
-    calls = sum(len(ways) for ways in works.values()) * (setting.rounds + WARMUP)
-    with tqdm(total=calls, desc="comparing", disable=None, leave=False) as bar:
-        return [_measure(work, ways, setting, bar) for work, ways in works.items()]
+    return [_measure(work, ways[work](), setting) for work in setting.works]
 
 
-def picture_ways(sessions: dict[str, Session], rival: Rival, images: np.ndarray) -> list[Way]:
-    """image_embed (B, E) of one batch of pictures."""
-    image = sessions["image"]
+def picture_ways(graphs: Graphs, rival: Rival, setting: Setting) -> list[Way]:
+    """image_embed (B, E), or (B, Q, E) of BLIP-2, of one batch of pictures."""
+    image = _opened(graphs, "image", setting)
+    images = _random_pictures(graphs, image.batch or setting.batchsize)
     return [
         Way("image graph", len(images), lambda: image.run(input_image=images)["image_embed"]),
-        Way("transformers: vision_model, vision_proj", len(images), lambda: rival.image_embed(images)),
+        Way(f"transformers: {rival.theirs.image_parts}", len(images), lambda: rival.image_embed(images)),
     ]
 
 
-def caption_ways(sessions: dict[str, Session], rival: Rival, captions: Captions, setting: Setting) -> list[Way]:
+def caption_ways(graphs: Graphs, rival: Rival, captions: Captions, setting: Setting) -> list[Way]:
     """text_embed (C, E): ours in batches of like length, as runtime/embed.py; theirs padded, as the original."""
-    session, (count, width) = sessions["text_embed"], captions.ids.shape
+    session, (count, width) = _opened(graphs, "text_embed", setting), captions.ids.shape
     size = session.batch or setting.batchsize
     return [
         Way("text_embed graph, like lengths together", count, lambda: embed_captions(session, captions.ids, captions.mask, size)),
         Way(
-            f"transformers: text_encoder, text_proj, padded to {width}",
+            f"transformers: {rival.theirs.text_parts}, padded to {width}",
             count,
             lambda: rival.text_embed(captions.ids, captions.mask, size),
         ),
     ]
 
 
-def pair_ways(sessions: dict[str, Session], rival: Rival, captions: Captions, feat: np.ndarray, setting: Setting) -> list[Way]:
+def pair_ways(graphs: Graphs, rival: Rival, captions: Captions, setting: Setting) -> list[Way]:
     """itm_logits (C, 2) of one picture: ours as runtime/rerank.py, keys and values included; pair by pair in the same
-    engine; pair by pair in transformers. The latter two do a part of the captions, in batches of the same size."""
-    cached, itm = [sessions["image_kv"], sessions["itm_cached"]], sessions["itm"]
-    few = captions.first(setting.naive_pairs)
+    engine; pair by pair in transformers. The latter two take many times longer, so they score one batch of the captions:
+    padded, every pair takes the same time."""
+    picture = _random_pictures(graphs, 1)
+    feat = _opened(graphs, "image", setting).run(input_image=picture)["image_feat"]  # (1, T, D)
+    cached = [_opened(graphs, name, setting) for name in ("image_kv", "itm_cached")]
+    itm = _opened(graphs, "itm", setting)
+    few = captions.first(setting.itm_batchsize)
     ids, mask, few_ids, few_mask = captions.itm_ids, captions.mask, few.itm_ids, few.mask
     count, width = few_ids.shape
     size = itm.batch or setting.itm_batchsize
@@ -179,20 +199,24 @@ def pair_ways(sessions: dict[str, Session], rival: Rival, captions: Captions, fe
         ),
         Way(f"itm graph, per pair, padded to {width}", count, per_pair),
         Way(
-            f"transformers: text_encoder, itm_head, per pair, padded to {width}",
+            f"transformers: {rival.theirs.pair_parts}, per pair, padded to {width}",
             count,
             lambda: rival.itm_logits(feat, few_ids, few_mask, size),
         ),
     ]
 
 
-def _measure(work: str, ways: list[Way], setting: Setting, bar: tqdm[Any]) -> Measured:
-    bar.set_postfix_str(work)
+def _opened(graphs: Graphs, name: str, setting: Setting) -> Session:
+    return open_session(graphs, name, threads=setting.threads)
+
+
+def _measure(work: str, ways: list[Way], setting: Setting) -> Measured:
     ours, *others = ways
     result = ours.run()
     differences = {way.name: _difference(work, way, result) for way in others}
     runs: dict[str, Work] = {way.name: way.run for way in ways}
-    timings = interleave(runs, setting.rounds, WARMUP, bar.update)
+    with tqdm(total=len(ways) * (setting.rounds + WARMUP), desc=work, disable=None, leave=False) as bar:
+        timings = interleave(runs, setting.rounds, WARMUP, bar.update)
     return Measured(work, {way.name: way.items for way in ways}, timings, differences)
 
 

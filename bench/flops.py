@@ -79,13 +79,45 @@ def _shapes(model: onnx.ModelProto, spec: GraphSpec) -> dict[str, Shape]:
     for tensor in graph.initializer:
         if len(tensor.raw_data) > LARGE:
             tensor.ClearField("raw_data")  # weights: half a gigabyte that would be copied for nothing
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
-    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    inferred = _inferred(model)
+    while completed := [value for value in _completed(inferred) if value.name not in {noted.name for noted in graph.value_info}]:
+        graph.value_info.extend(completed)
+        inferred = _inferred(model)
+    return _known(inferred)
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+
+
+def _known(inferred: onnx.GraphProto) -> dict[str, Shape]:
+    """The shape of every tensor that has one."""
+    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
             shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
     return shapes
+
+
+def _completed(inferred: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The outputs of Reshape with one size that onnx left open, which it does where a graph adds two sizes: the tokens of
+    queries and of a caption. As many elements come out as go in."""
+    shapes, reshapes = _known(inferred), {node.output[0]: node for node in inferred.node if node.op_type == "Reshape"}
+    found = []
+    for value in inferred.value_info:
+        if value.name not in reshapes or (made := shapes.get(value.name, ())).count(None) != 1:
+            continue
+        taken = shapes.get(reshapes[value.name].input[0], (None,))
+        if None not in taken:
+            value.type.tensor_type.shape.dim[made.index(None)].dim_value = _product(taken) // _product(made)
+            found.append(value)
+    return found
+
+
+def _product(shape: Shape) -> int:
+    """Of the sizes that are known."""
+    return math.prod(d for d in shape if d is not None)
 
 
 def _say(shape: Shape) -> str:

@@ -1,75 +1,58 @@
-"""Hugging Face transformers doing the same work: BlipForImageTextRetrieval on the same weights, eager, float32.
+"""Hugging Face transformers doing the same work on the same weights, in the place of our graphs: numpy in, numpy out.
 
-Takes and gives numpy, so that it can stand in the place of our graphs. B batch, C captions, T image tokens, D width.
+B batch, C captions, L tokens, T image tokens, D width, E embedding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from models.checkpoint import LoadReport, huggingface_config, load_retrieval, to_huggingface
-from models.config import BlipConfig
+from bench.theirs import their_model
+from models.checkpoint import load_model
+from models.config import Config
 from runtime.batches import slices
 
 
 class Rival:
     """The model of `checkpoint` in transformers."""
 
-    version: str = transformers.__version__
-
-    def __init__(self, config: BlipConfig, checkpoint: Path, threads: int) -> None:
+    def __init__(self, config: Config, checkpoint: Path, vit_checkpoint: Path | None, threads: int) -> None:
         """Sets the threads of PyTorch. Raises UserError when the checkpoint is not of this model."""
         torch.set_num_threads(threads)
-        ours, self.report = _load(config, checkpoint)
-        sizes = transformers.BlipConfig(**huggingface_config(config), attn_implementation="eager")
-        model = transformers.BlipForImageTextRetrieval(sizes)
-        # Copied, not mapped from the file: its own layers are to lie in memory as it would lay them.
-        model.load_state_dict(to_huggingface(ours, config))
-        self._model = model.eval().requires_grad_(False)
+        ours, self.report = load_model(config, checkpoint, vit_checkpoint)
+        self.theirs = their_model(config, ours.state_dict())
+
+    def describe(self) -> str:
+        """What it is, for the reader of the numbers."""
+        return f"transformers {transformers.__version__}, {type(self.theirs.model).__name__}, eager attention, float32"
 
     @torch.inference_mode()
     def image_embed(self, images: np.ndarray) -> np.ndarray:
-        """(B, 3, S, S) to (B, E), unit length."""
-        feat = self._model.vision_model(torch.from_numpy(images)).last_hidden_state  # (B, T, D)
-        return _numpy(normalize(self._model.vision_proj(feat[:, 0]), dim=-1))
+        """(B, 3, S, S) to (B, E), or (B, Q, E) of BLIP-2, unit length."""
+        return _numpy(self.theirs.image_embed(torch.from_numpy(images)))
 
-    @torch.inference_mode()
     def text_embed(self, ids: np.ndarray, mask: np.ndarray, batchsize: int) -> np.ndarray:
         """(C, L) to (C, E), unit length; every batch at full width, as the original pads it."""
-        rows = []
-        for part in slices(0, len(ids), batchsize):
-            ids_part, mask_part = torch.from_numpy(ids[part]), torch.from_numpy(mask[part])
-            hidden = self._model.text_encoder(ids_part, attention_mask=mask_part).last_hidden_state  # (B, L, D)
-            rows.append(_numpy(normalize(self._model.text_proj(hidden[:, 0]), dim=-1)))
-        return np.concatenate(rows)
+        return _by_batch(self.theirs.text_embed, ids, mask, batchsize)
 
-    @torch.inference_mode()
     def itm_logits(self, feat: np.ndarray, ids: np.ndarray, mask: np.ndarray, batchsize: int) -> np.ndarray:
-        """One picture (1, T, D) and its captions (C, L), [ENC] first, to (C, 2): the features repeated for every caption,
-        as salesforce/BLIP train_retrieval.py does, so each pair computes its own keys and values."""
-        rows = []
-        for part in slices(0, len(ids), batchsize):
-            ids_part, mask_part = torch.from_numpy(ids[part]), torch.from_numpy(mask[part])
-            repeated = torch.from_numpy(feat).repeat(len(ids_part), 1, 1)  # (B, T, D)
-            hidden = self._model.text_encoder(
-                ids_part,
-                attention_mask=mask_part,
-                encoder_hidden_states=repeated,
-                encoder_attention_mask=torch.ones(repeated.shape[:2], dtype=torch.long),
-            ).last_hidden_state  # (B, L, D)
-            rows.append(_numpy(self._model.itm_head(hidden[:, 0])))
-        return np.concatenate(rows)
+        """One picture (1, T, D) and its captions (C, L), as the ITM graphs take them, to (C, 2): the features repeated for
+        every caption, as the original does (salesforce/BLIP train_retrieval.py, salesforce/LAVIS
+        models/blip2_models/blip2.py, compute_sim_matrix), so each pair computes its own keys and values."""
+        picture = torch.from_numpy(feat)
+        return _by_batch(lambda i, m: self.theirs.itm_logits(picture.repeat(len(i), 1, 1), i, m), ids, mask, batchsize)
 
 
-def _load(config: BlipConfig, checkpoint: Path) -> tuple[dict[str, Tensor], LoadReport]:
-    model, report = load_retrieval(config, checkpoint)
-    return model.state_dict(), report
+@torch.inference_mode()
+def _by_batch(compute: Callable[[Tensor, Tensor], Tensor], ids: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
+    parts = list(slices(0, len(ids), size))
+    return np.concatenate([_numpy(compute(torch.from_numpy(ids[part]), torch.from_numpy(mask[part]))) for part in parts])
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

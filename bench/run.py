@@ -16,9 +16,6 @@ from bench.table import compare_lines, graph_lines, library_lines, load_line, pe
 from preprocess.workers import usable_cpus
 from runtime.graphs import Graphs
 
-# The ways that compute keys and values for every pair take some 20 times longer per pair, so they score fewer pairs.
-NAIVE_PAIRS = 32
-
 Say = Callable[[str], None]
 
 
@@ -26,7 +23,9 @@ Say = Callable[[str], None]
 class Against:
     """What --compare transformers takes."""
 
+    works: Sequence[str]
     checkpoint: Path
+    vit_checkpoint: Path | None
     captions: Path | None  # annotations; None invents lengths
     pairs: int
     itm_batchsize: int
@@ -48,7 +47,7 @@ def bench(graphs: Graphs, names: Sequence[str], load: Load, against: Against | N
     return {
         **machine.facts(),
         "load_average": loads,
-        "graphs": {key: graphs.content[key] for key in ("target", "opset", "precision", "checkpoint")},
+        "graphs": {key: graphs.content[key] for key in ("config", "target", "opset", "precision", "checkpoint")},
         "graphs_digest": graphs.source.digest,
         "length": load.length,
         "warmup": load.warmup,
@@ -63,10 +62,9 @@ class _Race:
 
     def __init__(self, graphs: Graphs, load: Load, against: Against) -> None:
         self._graphs = graphs
-        self._captions = choose_captions(graphs, against.captions, against.pairs)
-        self._rival = load_rival(graphs, against.checkpoint, load.threads)
-        naive = min(NAIVE_PAIRS, len(self._captions.ids))
-        self._setting = Setting(load.batchsize, against.itm_batchsize, naive, against.rounds, load.threads)
+        self._captions = choose_captions(graphs, against.captions, against.pairs, load.length)
+        self._rival = load_rival(graphs, against.checkpoint, against.vit_checkpoint, load.threads)
+        self._setting = Setting(against.works, load.batchsize, against.itm_batchsize, against.rounds, load.threads)
 
     def run(self, peak: Peak, say: Say) -> dict[str, Any]:
         """Measure and say; returns the part of the record that belongs to it."""
@@ -78,8 +76,9 @@ class _Race:
         report = self._rival.report
         return {
             "compare": {
-                "with": f"transformers {self._rival.version}, BlipForImageTextRetrieval, eager attention, float32",
+                "with": self._rival.describe(),
                 "checkpoint": {"file": report.path.name, "sha256": report.sha256, "layout": report.layout},
+                "vit_checkpoint": {"file": report.vit[0].name, "sha256": report.vit[1]} if report.vit else None,
                 "captions": self._captions.describe(),
                 "itm_batchsize": self._setting.itm_batchsize,
                 "rounds": self._setting.rounds,
@@ -91,7 +90,7 @@ class _Race:
     def _say(self, measured: list[Measured], peak: Peak, their_peak: Peak, say: Say) -> None:
         setting = self._setting
         say("")
-        say(f"Taking turns with transformers {self._rival.version} (eager, float32), {setting.rounds} rounds, same weights.")
+        say(f"Taking turns with {self._rival.describe()}, {setting.rounds} rounds, same weights.")
         say(f"Captions: {self._captions.describe()}.")
         say("")
         for line in (*compare_lines(measured), "", quote_line(measured), *library_lines(peak, their_peak)):

@@ -15,7 +15,9 @@ from models.spec import graph_specs
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
-@click.option("--model", default=None, help=f"Preset: {', '.join(configs.PRESETS)}.")
+@click.option(
+    "--model", default=None, help=f"Preset: {', '.join(configs.PRESETS)}; or a name of mindformers: {', '.join(configs.ALIASES)}."
+)
 @click.option(
     "--config",
     "config_file",
@@ -26,7 +28,13 @@ from models.spec import graph_specs
     "--checkpoint",
     type=click.Path(path_type=Path),
     required=True,
-    help="An original .pth, a Hugging Face folder or .safetensors, or our own .safetensors.",
+    help="Of BLIP or BLIP-2's first stage: an original .pth, a Hugging Face folder or .safetensors, or our own .safetensors.",
+)
+@click.option(
+    "--vit-checkpoint",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The image encoder of BLIP-2, when --checkpoint has none.",
 )
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), required=True, help="Folder with vocab.txt or tokenizer.json, or that file."
@@ -53,6 +61,7 @@ def main(
     model: str | None,
     config_file: Path | None,
     checkpoint: Path,
+    vit_checkpoint: Path | None,
     tokenizer: Path,
     out: Path,
     graphs: str | None,
@@ -80,7 +89,8 @@ def main(
     names = list(dict.fromkeys(graphs.split(","))) if graphs is not None else list(graph_specs(config))
     with extra("torch"):
         from export.write import Options, write_graphs
-    options = Options(str(model or config_file), config, checkpoint, tokenizer, out, names, target, opset, batchsize or 1)
+    called = configs.ALIASES.get(model, model) if model else str(config_file)
+    options = Options(called, config, checkpoint, vit_checkpoint, tokenizer, out, names, target, opset, batchsize or 1)
     write_graphs(options, click.echo)
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
 

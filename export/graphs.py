@@ -1,16 +1,19 @@
 """What each graph computes, as a function of the model and the graph's inputs.
 
-The names, and the order of inputs and outputs, are those of models/spec.py.
+The names, and the order of inputs and outputs, are those of models/spec.py. Axes as there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from models.blip import BlipRetrieval
+from models.blip2 import Blip2Retrieval, Retrieval
+from models.spec import graph_specs
 
 Outputs = Tensor | tuple[Tensor, ...]
 
@@ -26,19 +29,42 @@ def image(blip: BlipRetrieval, input_image: Tensor) -> tuple[Tensor, Tensor]:
     return blip.image_embed(feat), feat
 
 
-def itm(blip: BlipRetrieval, text_ids: Tensor, text_atten_mask: Tensor, image_feat: Tensor) -> Tensor:
+def qformer(blip2: Blip2Retrieval, image_feat: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T, D) to query_embed (B, Q, D) and image_embed (B, Q, E)."""
+    queries = blip2.query_embed(image_feat)
+    return queries, blip2.image_embed(queries)
+
+
+def image_by_queries(blip2: Blip2Retrieval, input_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 3, S, S) to query_embed (B, Q, D), image_embed (B, Q, E) and image_feat (B, T, D), in one pass of the ViT."""
+    feat = blip2.image_feat(input_image)
+    return *qformer(blip2, feat), feat
+
+
+def text_feat(blip2: Blip2Retrieval, text_ids: Tensor, text_atten_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, L) to text_feat (B, L, D) and text_feat_proj (B, L, E)."""
+    feat = blip2.text_feat(text_ids, text_atten_mask)
+    return feat, blip2.text_feat_proj(feat)
+
+
+def multimodal(blip2: Blip2Retrieval, text_ids: Tensor, text_atten_mask: Tensor, image_feat: Tensor) -> Tensor:
+    """Caption and picture, pair by pair: ids and mask (B, L), features (B, T, D) to multimodal_embed (B, Q, D)."""
+    return blip2.multimodal_embed(text_ids, text_atten_mask, blip2.keys_values(image_feat))
+
+
+def itm(model: Retrieval, text_ids: Tensor, text_atten_mask: Tensor, image_feat: Tensor) -> Tensor:
     """Caption and picture, pair by pair: ids and mask (B, L), features (B, T, D) to itm_logits (B, 2)."""
-    return blip.itm_logits(text_ids, text_atten_mask, blip.text_encoder.image_kv(image_feat))
+    return model.itm_logits(text_ids, text_atten_mask, model.keys_values(image_feat))
 
 
-def itm_cached(blip: BlipRetrieval, text_ids: Tensor, text_atten_mask: Tensor, cross_kv: Tensor) -> Tensor:
+def itm_cached(model: Retrieval, text_ids: Tensor, text_atten_mask: Tensor, cross_kv: Tensor) -> Tensor:
     """B captions of ONE picture: ids and mask (B, L), cross_kv (1, 2 * layers, H, T, K) to itm_logits (B, 2)."""
     tensors = cross_kv.unbind(dim=1)  # 2 * layers of (1, H, T, K)
     kv = list(zip(tensors[::2], tensors[1::2], strict=True))
-    return blip.itm_logits(text_ids, text_atten_mask, kv, shared=True)
+    return model.itm_logits(text_ids, text_atten_mask, kv, shared=True)
 
 
-GRAPHS: dict[str, Callable[..., Outputs]] = {
+BLIP: dict[str, Callable[..., Outputs]] = {
     "text_embed": BlipRetrieval.text_embed,
     "image_embed": image_embed,
     "image_feat": BlipRetrieval.image_feat,
@@ -47,47 +73,75 @@ GRAPHS: dict[str, Callable[..., Outputs]] = {
     "itm": itm,
     "itm_cached": itm_cached,
 }
+BLIP2: dict[str, Callable[..., Outputs]] = {
+    "text_embed": Blip2Retrieval.text_embed,
+    "image_feat": Blip2Retrieval.image_feat,
+    "qformer": qformer,
+    "image": image_by_queries,
+    "image_kv": Blip2Retrieval.image_kv,
+    "itm": itm,
+    "itm_cached": itm_cached,
+    "text_feat": text_feat,
+    "multimodal": multimodal,
+}
 
 
 class Graph(nn.Module):
     """One graph as the exporters want it. It borrows the model: only the weights that the function uses are exported."""
 
-    def __init__(self, name: str, blip: BlipRetrieval) -> None:
+    def __init__(self, name: str, model: Retrieval) -> None:
         super().__init__()
-        self.compute = GRAPHS[name]
-        self.blip = blip
+        self.compute = (BLIP2 if isinstance(model, Blip2Retrieval) else BLIP)[name]
+        self.model = model
 
     def forward(self, *inputs: Tensor) -> Outputs:
-        return self.compute(self.blip, *inputs)
+        return self.compute(self.model, *inputs)
 
 
-def module_for(name: str, blip: BlipRetrieval) -> nn.Module:
-    """The module that computes graph `name` of `blip`, in eval mode."""
-    return Graph(name, blip).eval()
+def module_for(name: str, model: Retrieval) -> nn.Module:
+    """The module that computes graph `name` of `model`, in eval mode."""
+    return Graph(name, model).eval()
 
 
-def random_inputs(name: str, blip: BlipRetrieval, batch: int, length: int, seed: int) -> dict[str, Tensor]:
+@torch.no_grad()
+def random_inputs(name: str, model: Retrieval, batch: int, length: int, seed: int) -> dict[str, Tensor]:
     """Inputs of graph `name` that a real run could meet: captions of unequal length, features of real pictures.
 
     Random features would have another distribution than the encoder's, so they are computed from random pictures.
     """
-    cfg, draw = blip.cfg, torch.Generator().manual_seed(seed)
-    size = cfg.vision.image_size
+    spec = graph_specs(model.cfg)[name].bind(batch, length)
+    draw = torch.Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}
-    if name in ("text_embed", "itm", "itm_cached"):
-        lengths = torch.randint(1, length + 1, (batch, 1), generator=draw)  # (B, 1)
-        lengths[0] = length
-        mask = (torch.arange(length) < lengths).long()  # (B, L)
-        inputs["text_ids"] = torch.randint(1, cfg.text.vocab, (batch, length), generator=draw) * mask
-        inputs["text_atten_mask"] = mask
-    if name in ("image_embed", "image_feat", "image"):
-        inputs["input_image"] = torch.randn(batch, 3, size, size, generator=draw)
-    if name in ("image_kv", "itm", "itm_cached"):
-        pictures = 1 if name == "itm_cached" else batch
-        with torch.no_grad():
-            feat = blip.image_feat(torch.randn(pictures, 3, size, size, generator=draw))
-            if name == "itm_cached":
-                inputs["cross_kv"] = blip.image_kv(feat)
-            else:
-                inputs["image_feat"] = feat
+    for tensor in spec.inputs:
+        shape = torch.Size(int(dim) for dim in tensor.shape)
+        if tensor.name == "text_ids":
+            inputs[tensor.name] = torch.randint(1, model.cfg.text.vocab, shape, generator=draw)
+        elif tensor.name == "text_atten_mask":
+            lengths = torch.randint(1, length + 1, (batch, 1), generator=draw)  # (B, 1)
+            lengths[0] = length
+            inputs[tensor.name] = (torch.arange(length) < lengths).long()  # (B, L)
+        elif tensor.name == "input_image":
+            inputs[tensor.name] = _pictures(model, batch, seed)
+        else:
+            feat = _features(model, shape[0], seed)  # (P, T, D)
+            inputs[tensor.name] = model.image_kv(feat) if tensor.name == "cross_kv" else feat
+    if "text_ids" in inputs:
+        inputs["text_ids"] *= inputs["text_atten_mask"]  # padding is 0
     return inputs
+
+
+def _pictures(model: Retrieval, count: int, seed: int) -> Tensor:
+    size = model.cfg.vision.image_size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+# Several graphs read the same features, and of a large encoder they take long.
+_COMPUTED: WeakKeyDictionary[nn.Module, dict[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
+def _features(model: Retrieval, count: int, seed: int) -> Tensor:
+    """What the encoder makes of `_pictures`."""
+    computed = _COMPUTED.setdefault(model, {})
+    if (count, seed) not in computed:
+        computed[count, seed] = model.image_feat(_pictures(model, count, seed))
+    return computed[count, seed]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from export.graphs import random_inputs
-from models.blip import BlipRetrieval
+from models.blip2 import Retrieval
 from models.engine import DISABLED_OPTIMIZERS
 from models.errors import UserError
 from models.spec import GraphSpec
@@ -48,11 +48,12 @@ def cases_for(spec: GraphSpec, max_length: int) -> list[Case]:
     if spec.is_static:
         batch = next(int(t.shape[0]) for t in spec.outputs)
         return [(batch, max_length)] * 2
-    return [(1, max_length), (3, min(12, max_length)), (2, 3), (5, min(8, max_length))]
+    cases = [(1, max_length), (3, min(12, max_length)), (2, 3), (5, min(8, max_length))]
+    return cases if spec.inputs[0].name == "text_ids" else cases[:2]
 
 
 def measure(
-    blip: BlipRetrieval, module: nn.Module, spec: GraphSpec, path: Path, cases: Sequence[Case], bound: float = BOUND
+    model: Retrieval, module: nn.Module, spec: GraphSpec, path: Path, cases: Sequence[Case], bound: float = BOUND
 ) -> list[Parity]:
     """Compare the graph in `path` with `module`; one row per output. Raises UserError when the graph does not run."""
     options = onnxruntime.SessionOptions()
@@ -64,7 +65,7 @@ def measure(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
         )
         for seed, (batch, length) in enumerate(cases):
-            inputs = random_inputs(spec.name, blip, batch, length, seed)
+            inputs = random_inputs(spec.name, model, batch, length, seed)
             with torch.no_grad():
                 wanted = module(*(inputs[t.name] for t in spec.inputs))
             wanted = wanted if isinstance(wanted, tuple) else (wanted,)

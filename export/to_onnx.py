@@ -2,7 +2,7 @@
 
 Two targets from the same modules. `ort`: batch and text length dynamic, torch's dynamo exporter, opset 18. `atc`: all
 axes fixed, the TorchScript exporter, which alone honours the opsets that ATC reads (the dynamo exporter, asked for 13,
-warns and writes 18).
+warns and writes 18). Both leave the weights out; export/weights.py puts them in at the end.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from export.targets import ORT
+from export.weights import attach, fold
 from models.errors import UserError
 from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec
-
-PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a larger graph keeps its weights in a file of its own beside it
 
 
 def write_onnx(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], path: Path, target: str, opset: int) -> int:
@@ -41,21 +40,15 @@ def write_onnx(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], pa
         UserError: when the graph written is not the graph asked for.
     """
     args = tuple(inputs[t.name] for t in spec.inputs)
+    weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}  # views
     with _quiet():
         model = _trace_dynamic(module, spec, args, opset) if target == ORT else _trace_static(module, spec, args, opset)
+        weights = fold(model, weights)
         model = simplified(model)
+    attach(model, weights, path)
     _name_axes(model, spec)
     check(model, spec, opset)
-    # Tensor by tensor: protobuf refuses to measure a whole that is over its limit.
-    large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > PROTOBUF_LIMIT
-    onnx.save_model(
-        model,
-        str(path),
-        save_as_external_data=large,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-        size_threshold=1024,
-    )
+    onnx.save_model(model, str(path))
     return len(model.graph.node)
 
 
@@ -94,8 +87,15 @@ def _trace_dynamic(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...],
         output_names=[t.name for t in spec.outputs],
         custom_translation_table={torch.ops.aten.gelu.default: _gelu} if opset < 20 else None,
         verbose=False,
+        optimize=False,  # with the weights, that is
     )
     assert program is not None
+    graph, parameters = program.model.graph, module.state_dict().keys()
+    for name in [name for name in graph.initializers if name in parameters]:
+        weight = graph.initializers.pop(name)
+        weight.const_value = None
+        graph.inputs.append(weight)
+    program.optimize()
     proto: onnx.ModelProto = program.model_proto
     return proto
 
@@ -108,7 +108,6 @@ def _gelu(x, approximate: str = "none"):  # type: ignore[no-untyped-def]
 
 
 def _trace_static(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
-    # A folder of its own, because over 2 GB this exporter strews one file per weight beside the graph.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traced.onnx"
         torch.onnx.export(
@@ -119,6 +118,8 @@ def _trace_static(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...], 
             opset_version=opset,
             input_names=[t.name for t in spec.inputs],
             output_names=[t.name for t in spec.outputs],
+            export_params=False,
+            do_constant_folding=False,  # it would fold weights, and lose what it made of them
         )
         return onnx.load(path)
 

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from models.errors import UserError
-from preprocess.dataset import RetrievalData, Writer
+from preprocess.dataset import RetrievalData, Tensor, Writer
 from runtime.batches import by_length, prefetched, slices, trimmed
 from runtime.session import Session
 
 ShardWork = Callable[[int, int, "tqdm[Any]"], None]
 
 
-def image_work(data: RetrievalData, sessions: list[Session], batchsize: int, writers: dict[str, Writer]) -> ShardWork:
-    """What one shard of pictures does. `sessions` are `image` alone, or `image_embed` and `image_feat`."""
-    size = min(s.batch or batchsize for s in sessions)
+class Pictures(Protocol):
+    """Data of any task."""
+
+    @property
+    def img(self) -> Tensor: ...  # (N, 3, S, S)
+
+
+def image_work(data: Pictures, sessions: list[Session], batchsize: int, writers: dict[str, Writer]) -> ShardWork:
+    """What one shard of pictures does: `sessions` one after the other, and of what they give that which has a writer."""
+    size = picture_batch(sessions, batchsize)
 
     def work(start: int, stop: int, bar: tqdm[Any]) -> None:
         for part, pictures in prefetched(slices(start, stop, size), lambda part: np.ascontiguousarray(data.img[part])):
-            for session in sessions:
-                for name, rows in session.run(input_image=pictures).items():
-                    refuse_nan(name, rows)
-                    writers[name].write(part.start, rows.astype(writers[name].dtype, copy=False))
+            found = look_at(sessions, pictures)
+            for name, writer in writers.items():
+                refuse_nan(name, found[name])
+                writer.write(part.start, found[name].astype(writer.dtype, copy=False))
             bar.update(len(pictures))
 
     return work
+
+
+def picture_batch(sessions: list[Session], batchsize: int) -> int:
+    """How many pictures go through `sessions` at once: `batchsize`, or the smallest fixed batch."""
+    return min(session.batch or batchsize for session in sessions)
+
+
+def look_at(sessions: list[Session], pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """What `sessions` give of pictures (B, 3, S, S), by name. Each is fed the pictures, or what one before it gave."""
+    found = {"input_image": pictures}
+    for session in sessions:
+        found |= session.run(**{tensor.name: found[tensor.name] for tensor in session.spec.inputs})
+    return found
 
 
 def text_work(data: RetrievalData, session: Session, batchsize: int, writer: Writer) -> ShardWork:

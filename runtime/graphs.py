@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class Graphs:
         """The vocabulary that was copied beside the graphs."""
         return self.source.folder / str(self.content["tokenizer"]["file"])
 
-    def first_of(self, *choices: Sequence[str]) -> Sequence[str]:
+    def first_of(self, *choices: tuple[str, ...]) -> tuple[str, ...]:
         """The first group of graphs that is all here. Raises UserError naming what is missing."""
         for names in choices:
             if all(name in self.written for name in names):

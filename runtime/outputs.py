@@ -6,7 +6,7 @@ caption (t2i) or of both, and was scored once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import numpy as np
 from models import manifest
 from models.errors import UserError
 from models.spec import MATCH
-from preprocess.dataset import Tensor, open_tensor
+from preprocess.dataset import RetrievalData, Tensor, open_tensor
 
 I2T, T2I = 1, 2  # bits of pair_direction: among the picture's k captions, among the caption's k pictures
+LAVIS, MINDFORMERS = "lavis", "mindformers"
+PROTOCOLS = (LAVIS, MINDFORMERS)  # of the two original evaluations
+WHOLE_BATCH = 100  # pictures, of mindformers
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,12 @@ class RetrievalOutputs:
     """The outputs/ folder of `blip-run retrieval`."""
 
     source: manifest.Manifest
-    image_embed: Tensor  # (N, E) float32, unit length
+    image_embed: Tensor  # (N, E) float32, or (N, Q, E) of BLIP-2, unit length
     text_embed: Tensor  # (M, E) float32, unit length
     pair_image: Tensor  # (P,) int32, ascending
     pair_text: Tensor  # (P,) int32
     pair_direction: Tensor  # (P,) uint8, bits I2T and T2I
-    pair_sim: Tensor  # (P,) float32, image_embed . text_embed
+    pair_sim: Tensor  # (P,) float32, see runtime/similarity.py
     itm_logits: Tensor  # (P, 2) float32, class 1 is a match
 
     @property
@@ -39,11 +42,68 @@ class RetrievalOutputs:
         return self.source.content
 
 
+@dataclass(frozen=True)
+class ClassifyOutputs:
+    """The outputs/ folder of `blip-run classify`. N pictures, C labels."""
+
+    source: manifest.Manifest
+    labels: list[str]  # C
+    image_embed: Tensor  # (N, E) float32, or (N, Q, E) of BLIP-2, unit length
+    label_embed: Tensor  # (C, E) float32, unit length
+    probability: Tensor  # (N, C) float32, each row adds up to 1
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """As RetrievalOutputs.run; and the templates, the query, the protocol and the temperature."""
+        return self.source.content
+
+
+@dataclass(frozen=True)
+class FeatureOutputs:
+    """The outputs/ folder of `blip-run features`: what its modes give, None for the rest. N pictures, M captions, L tokens."""
+
+    source: manifest.Manifest
+    image_embeds: Tensor | None  # (N, Q, D) float32
+    image_embeds_proj: Tensor | None  # (N, Q, E) float32, unit length
+    text_embeds: Tensor | None  # (M, L, D) float32, zero where a caption has ended
+    text_embeds_proj: Tensor | None  # (M, L, E) float32, unit length, or zero
+    multimodal_embeds: Tensor | None  # (M, Q, D) float32, of each caption with its picture
+
+
+def counted(data: RetrievalData, protocol: str) -> RetrievalData:
+    """The pictures and captions of `data` that the evaluation `protocol` counts; `img` stays whole.
+
+    mindformers evaluates in batches of 100 pictures and drops what does not fill one, with its captions: `drop_remainder`
+    and `runner_config.batch_size` in its run_blip2_stage1_vit_g_retrieval_flickr30k.yaml, the second of which
+    dataset/utils.py puts in the place of the data set's own. Beside this the two rank alike: mindformers' half precision is
+    not imitated, and a k_test beyond the set, with which both stop, takes the whole set here.
+
+    Raises UserError when no picture is left.
+    """
+    kept = len(data.images)
+    if protocol == MINDFORMERS:
+        kept -= kept % WHOLE_BATCH
+    if kept == len(data.images):
+        return data
+    if not kept:
+        raise UserError(
+            f"mindformers evaluates whole batches of {WHOLE_BATCH} pictures and drops the rest, and {data.source.folder} has "
+            f"{len(data.images)}: none is left. Use --protocol {LAVIS}."
+        )
+    texts = np.flatnonzero(data.image_of_text < kept)
+    return replace(
+        data,
+        images=data.images[:kept],
+        captions=[data.captions[text] for text in texts],
+        image_of_text=data.image_of_text[texts],
+        ids=data.ids[texts],
+        mask=data.mask[texts],
+    )
+
+
 def read_retrieval(folder: Path, verify: bool = False) -> RetrievalOutputs:
     """Open a complete outputs/ folder. Raises UserError when it is damaged, unfinished or of another task."""
-    found = manifest.read(folder, "outputs", verify)
-    if found.content.get("task") != "retrieval":
-        raise UserError(f"{folder} holds outputs of the task {found.content.get('task')!r}, expected 'retrieval'.")
+    found = _read(folder, "retrieval", verify)
     names = ("image_embed", "text_embed", "pair_image", "pair_text", "pair_direction", "pair_sim", "itm_logits")
     outputs = RetrievalOutputs(found, *(open_tensor(found, name) for name in names))
     by_pair = (outputs.pair_image, outputs.pair_text, outputs.pair_direction, outputs.pair_sim, outputs.itm_logits)
@@ -53,7 +113,36 @@ def read_retrieval(folder: Path, verify: bool = False) -> RetrievalOutputs:
     return outputs
 
 
+def read_classify(folder: Path, verify: bool = False) -> ClassifyOutputs:
+    """Open a complete outputs/ folder. Raises UserError when it is damaged, unfinished or of another task."""
+    found = _read(folder, "classify", verify)
+    labels = found.content.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{folder / manifest.NAME} lacks or garbles 'labels'. Write the folder again with blip-run classify.")
+    names = ("image_embed", "label_embed", "probability")
+    outputs = ClassifyOutputs(found, labels, *(open_tensor(found, name) for name in names))
+    if outputs.probability.shape != (len(outputs.image_embed), len(labels)) or len(outputs.label_embed) != len(labels):
+        sizes = {name: list(getattr(outputs, name).shape) for name in names}
+        raise UserError(f"{folder} contradicts itself: it has {len(labels)} labels and the tensors {sizes}.")
+    return outputs
+
+
+def read_features(folder: Path, verify: bool = False) -> FeatureOutputs:
+    """Open a complete outputs/ folder. Raises UserError when it is damaged, unfinished or of another task."""
+    found = _read(folder, "features", verify)
+    names = ("image_embeds", "image_embeds_proj", "text_embeds", "text_embeds_proj", "multimodal_embeds")
+    held = found.content.get("tensors", {})
+    return FeatureOutputs(found, *(open_tensor(found, name) if name in held else None for name in names))
+
+
 def scores(outputs: RetrievalOutputs) -> np.ndarray:
     """(P,) float32: the ITM logit of "match" plus the similarity, as salesforce/BLIP train_retrieval.py adds them."""
     total: np.ndarray = outputs.itm_logits[:][:, MATCH] + outputs.pair_sim[:]
     return total
+
+
+def _read(folder: Path, task: str, verify: bool) -> manifest.Manifest:
+    found = manifest.read(folder, "outputs", verify)
+    if found.content.get("task") != task:
+        raise UserError(f"{folder} holds outputs of the task {found.content.get('task')!r}, expected {task!r}.")
+    return found

@@ -1,6 +1,6 @@
 """Which pairs to re-rank: every picture's k most similar captions and every caption's k most similar pictures.
 
-Works in blocks and never holds the N x M matrix. N pictures, M captions, E embedding, P pairs.
+Works in blocks and never holds the N x M matrix. N pictures, M captions, E embedding, Q queries of BLIP-2, P pairs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from preprocess.dataset import Tensor
-from runtime.batches import slices
 from runtime.outputs import I2T, T2I
+from runtime.similarity import blocks
 
 BLOCK_BYTES = 64 << 20  # of one block of similarities
 
@@ -27,11 +27,11 @@ class Plan:
 
 
 def plan_pairs(image_embed: Tensor, text_embed: Tensor, k: int) -> Plan:
-    """Choose the pairs as salesforce/BLIP train_retrieval.py does: topk of each row and of each column of the
-    similarities; a k above a row's length takes the whole row.
+    """Choose the pairs as salesforce/BLIP train_retrieval.py and salesforce/LAVIS compute_sim_matrix do: topk of each row
+    and of each column of the similarities; a k above a row's length takes the whole row.
 
     Args:
-        image_embed: (N, E) float32; text_embed: (M, E) float32, both of unit length.
+        image_embed: (N, E), or (N, Q, E) of BLIP-2; text_embed: (M, E); float32, of unit length.
         k: candidates per query, at least 1.
     """
     captions = len(text_embed)
@@ -49,17 +49,14 @@ def plan_pairs(image_embed: Tensor, text_embed: Tensor, k: int) -> Plan:
 
 
 def top_k(queries: Tensor, keys: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (Q, k) int64, ascending, and similarities (Q, k) float32 of the k keys most similar to each query.
+    """Indices (rows, k) int64, ascending, and similarities (rows, k) float32 of the k keys most similar to each query.
 
     Among equally similar keys at the edge of the list the first ones are taken.
     """
     k = min(k, len(keys))
-    table = np.ascontiguousarray(keys[:]).T  # (E, K)
     found = np.empty((len(queries), k), np.int64)
     sims = np.empty((len(queries), k), np.float32)
-    rows = max(1, BLOCK_BYTES // (4 * len(keys)))
-    for part in slices(0, len(queries), rows):
-        block = np.asarray(queries[part]) @ table  # (rows, K)
+    for part, block in blocks(queries, keys, BLOCK_BYTES):  # (rows, K)
         chosen = _chosen(block, k)  # (rows, K) bool, k of them in each row
         found[part] = np.nonzero(chosen)[1].reshape(-1, k)
         sims[part] = block[chosen].reshape(-1, k)

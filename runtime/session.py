@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from models.errors import UserError
-from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec
+from models.spec import BATCH, LENGTH, Dim, GraphSpec, TensorSpec
 from runtime.graphs import Graphs, fixed_sizes
 
 PROVIDERS = ("cpu", "cuda", "cann")
@@ -38,19 +38,23 @@ class Session:
             feeds: one array per input of the spec, by name; batches up to `batch` and texts up to `length`.
 
         Returns:
-            One array per output of the spec, with as many rows as the batch fed.
+            One array per output of the spec, with as many rows as the batch fed, and texts as long as those fed.
 
         Raises:
             UserError: a name, dtype or shape is not the graph's.
         """
         sizes = check_feeds(self.spec, feeds)
         rows, length = sizes.get(BATCH, 1), sizes.get(LENGTH, 1)
+        fed: dict[Dim, int] = {BATCH: rows, LENGTH: length}
         if rows > (self.batch or rows) or length > (self.length or length):
             form = f"{self.batch or 'any number of'} rows of length {self.length or 'any'}"
             raise UserError(f"{self.spec.name} was exported for {form}; it was fed {rows} rows of length {length}.")
         padded = {t.name: self._padded(t, feeds[t.name]) for t in self.spec.inputs}
         found = self._backend.run(padded)
-        return {t.name: array[:rows] if t.shape[0] == BATCH else array for t, array in zip(self.spec.outputs, found, strict=True)}
+        return {
+            t.name: array[tuple(slice(fed.get(dim)) for dim in t.shape)]
+            for t, array in zip(self.spec.outputs, found, strict=True)
+        }
 
     def _padded(self, spec: TensorSpec, array: np.ndarray) -> np.ndarray:
         """Fill the fixed axes: empty text positions with 0 (mask 0), empty rows with copies of the last one."""

@@ -18,11 +18,12 @@ import postprocess.__main__
 import preprocess.__main__
 import runtime.__main__
 from models import manifest
-from models.blip import BlipRetrieval
-from models.config import BlipConfig, to_dict
-from tests.tiny import TINY, random_model
+from models.blip2 import Retrieval
+from models.config import Config, to_dict
+from tests.tiny import random_model
 
-# 58 tokens, 60 with [DEC] and [ENC], as TINY has. A "long" word is two tokens, so 30 of them do not fit in 35.
+# 58 tokens; 60 with [DEC] and [ENC], as TINY has, 59 with [DEC], as TINY2 has. A "long" word is two tokens, so 30 of them do
+# not fit in 35.
 WORDS = [f"word{n}" for n in range(43)]
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *(f"long{n}" for n in range(5)), *(f"##er{n}" for n in range(5))]
 OWN = (1, 3, 2, 5, 1, 4, 2, 1, 3, 2, 5, 1, 2, 3)  # captions of each picture: 14 pictures, 35 captions
@@ -51,7 +52,7 @@ def done(result: Result) -> str:
     return result.stdout
 
 
-def write_model(folder: Path, model: BlipRetrieval) -> list[object]:
+def write_model(folder: Path, model: Retrieval) -> list[object]:
     """Write what blip-export reads; returns the options that name it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(model.cfg)), "utf-8")
@@ -64,7 +65,7 @@ def write_model(folder: Path, model: BlipRetrieval) -> list[object]:
     ]
 
 
-def export_graphs(folder: Path, *options: object, model: BlipRetrieval | None = None) -> Path:
+def export_graphs(folder: Path, *options: object, model: Retrieval | None = None) -> Path:
     """blip-export of `model` (TINY, seed 0 when None) to folder/graphs."""
     named = write_model(folder / "model", model or random_model())
     done(call(export.__main__.main, *named, "--out", folder / "graphs", *options))
@@ -95,10 +96,10 @@ def prepare(folder: Path, graphs: Path, *options: object, seed: int = 0, own: tu
     return folder / "data"
 
 
-def run(graphs: Path, data: Path, out: Path, *options: object) -> Result:
-    """blip-run retrieval on one thread."""
+def run(graphs: Path, data: Path, out: Path, *options: object, task: str = "retrieval") -> Result:
+    """blip-run on one thread."""
     named = ("--graphs", graphs, "--data", data, "--out", out, "--threads", 1)
-    return call(runtime.__main__.main, "retrieval", *named, *options)
+    return call(runtime.__main__.main, task, *named, *options)
 
 
 def recall(outputs: Path, out: Path) -> dict[str, Any]:
@@ -121,9 +122,10 @@ def with_only(graphs: Path, out: Path, *names: str) -> Path:
     return out
 
 
-def _tokens(config: BlipConfig) -> list[str]:
-    """TOKENS, filled up to the vocabulary of `config`."""
-    return [*TOKENS, *(f"[unused{n}]" for n in range(config.text.vocab - TINY.text.vocab))]
+def _tokens(config: Config) -> list[str]:
+    """TOKENS, filled up to the vocabulary of `config` without what the tokenizer adds to it."""
+    added = {config.protocol.decode_token, config.protocol.encode_token} - set(TOKENS)
+    return [*TOKENS, *(f"[unused{n}]" for n in range(config.text.vocab - len(added) - len(TOKENS)))]
 
 
 def _caption(random: np.random.Generator) -> str:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 
-import bench.__main__
 from bench import machine, measure, table
 from bench.captions import choose_captions
-from bench.compare import Measured
+from bench.compare import Measured, chosen_works
 from bench.graphs import Load, Row, own_forms, random_inputs
 from bench.measure import Timing, interleave, time_loops
 from bench.peak import PRODUCTS, Peak, onnxruntime_peak, torch_peak
+from models.config import Config
+from models.errors import Misuse
 from models.spec import graph_specs
 from preprocess.text import CaptionTokenizer
 from runtime.graphs import read_graphs
 from runtime.session import check_feeds
 from tests import chain
-from tests.tiny import TINY, random_model
-
-MS = 1e-3
+from tests.bench_run import COMPARED, annotations, blip_bench, record_in
+from tests.tiny import TINY, TINY2, random_model
 
 
 @pytest.fixture(autouse=True)
@@ -155,13 +152,14 @@ def test_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert machine.commit() == {}
 
 
-def test_random_inputs_are_what_the_graphs_take() -> None:
-    for spec in graph_specs(TINY).values():
-        feeds = random_inputs(spec.bind(3, 7), TINY.text.vocab)
+@pytest.mark.parametrize("config", [TINY, TINY2], ids=["blip", "blip2"])
+def test_random_inputs_are_what_the_graphs_take(config: Config) -> None:
+    for spec in graph_specs(config).values():
+        feeds = random_inputs(spec.bind(3, 7), config.text.vocab)
         assert check_feeds(spec, feeds).get("B") == 3
         if "text_ids" in feeds:
             assert feeds["text_ids"].shape == (3, 7)
-            assert feeds["text_ids"].max() < TINY.text.vocab
+            assert feeds["text_ids"].max() < config.text.vocab
             assert feeds["text_atten_mask"].all()
 
 
@@ -172,47 +170,35 @@ def test_graphs_with_another_form_are_named() -> None:
     assert own_forms(rows[:1], load) == []
 
 
-def annotations(folder: Path, count: int = 40) -> Path:
-    """Captions of 1 to 9 words."""
-    path = folder / "captions.json"
-    texts = [" ".join(chain.WORDS[: 1 + n % 9]).capitalize() + "." for n in range(count)]
-    path.write_text(json.dumps([{"image": "a.jpg", "caption": texts}]), "utf-8")
-    return path
-
-
 def test_real_captions(ort_graphs: Path, tmp_path: Path) -> None:
     graphs = read_graphs(ort_graphs)
     tokenizer = CaptionTokenizer.load(graphs.tokenizer)
-    found = choose_captions(graphs, annotations(tmp_path), 10)
-    assert found.ids.shape == found.mask.shape == (10, TINY.protocol.max_length)
+    found = choose_captions(graphs, annotations(tmp_path), 10, 35)
+    assert found.ids.shape == found.mask.shape == (10, 35)
     assert set(found.ids[:, 1]) == {chain.TOKENS.index("word0")}  # behind [CLS]
     assert found.describe().startswith("10 captions of captions.json, ")
     np.testing.assert_array_equal(found.itm_ids[:, 1:], found.ids[:, 1:])
     assert set(found.itm_ids[:, 0]) == {tokenizer.encode_id}
     # Drawn at random, but the same ones every time.
     assert len(set(found.mask.sum(axis=1))) > 3
-    np.testing.assert_array_equal(found.first(4).ids, choose_captions(graphs, annotations(tmp_path), 10).ids[:4])
-    assert len(choose_captions(graphs, annotations(tmp_path), 99).ids) == 40
+    np.testing.assert_array_equal(found.first(4).ids, choose_captions(graphs, annotations(tmp_path), 10, 35).ids[:4])
+    assert len(choose_captions(graphs, annotations(tmp_path), 99, 35).ids) == 40
+
+
+def test_captions_are_cut_and_padded_to_a_length(ort_graphs: Path, tmp_path: Path) -> None:
+    for source in (annotations(tmp_path), None):
+        found = choose_captions(read_graphs(ort_graphs), source, 40, 7)
+        assert found.ids.shape == (40, 7)
+        assert found.mask.sum(axis=1).max() == 7
 
 
 def test_invented_captions_say_so(ort_graphs: Path) -> None:
-    found = choose_captions(read_graphs(ort_graphs), None, 500)
+    found = choose_captions(read_graphs(ort_graphs), None, 500, 35)
     lengths = found.mask.sum(axis=1)
     assert 11.5 < lengths.mean() < 12.5
     assert lengths.min() >= 8
     assert (found.ids[found.mask == 0] == 0).all()
     assert "invented length" in found.describe()
-
-
-def blip_bench(graphs: Path, *options: object) -> Result:
-    named = ("--graphs", graphs, "--threads", 1, "--loops", 2, "--warmup", 1)
-    return chain.call(bench.__main__.main, *named, *options)
-
-
-def record_in(folder: Path) -> dict[str, Any]:
-    (path,) = folder.iterdir()
-    content: dict[str, Any] = json.loads(path.read_text("utf-8")) | {"file": path.name}
-    return content
 
 
 def test_every_graph_is_timed(ort_graphs: Path, tmp_path: Path) -> None:
@@ -251,9 +237,6 @@ def test_a_static_graph_is_timed_in_its_own_form(atc_graphs: Path) -> None:
     assert "Record" not in said
 
 
-COMPARED = ("--batchsize", 4, "--itm-batchsize", 5, "--only", "image", "--compare", "transformers")
-
-
 @pytest.fixture
 def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
@@ -270,12 +253,13 @@ def test_comparison(ort_graphs: Path, tmp_path: Path) -> None:
     found = record_in(tmp_path / "records")
     assert re.fullmatch(r"compare-transformers-config-bs4-t1-cpu-\d{8}-\d{6}\.json", found["file"])
     assert found["compare"]["checkpoint"]["sha256"] == found["graphs"]["checkpoint"]["sha256"]
+    assert ", BlipForImageTextRetrieval, eager attention, float32" in found["compare"]["with"]
     assert found["compare"]["peak"]["engine"] == "PyTorch"
     works = {work["work"]: work["ways"] for work in found["compare"]["works"]}
     assert {name: [way["items"] for way in ways] for name, ways in works.items()} == {
         "pictures": [4, 4],
         "captions": [38, 38],
-        "pairs": [38, 32, 32],
+        "pairs": [38, 5, 5],
     }
     for ours, *others in works.values():
         assert len(ours["seconds"]) == 3
@@ -283,6 +267,13 @@ def test_comparison(ort_graphs: Path, tmp_path: Path) -> None:
             # 4e-7 to 2e-6 measured.
             assert 0 <= other["max_abs_difference"] < 1e-5
             assert other["ours_is_times"] == pytest.approx(ours["per_s"] / other["per_s"], rel=0.01)
+
+
+def test_works_are_chosen_by_name() -> None:
+    assert chosen_works(None) == ["pictures", "captions", "pairs"]
+    assert chosen_works("pairs,pictures,pairs") == ["pictures", "pairs"]
+    with pytest.raises(Misuse, match="There is no work 'itm' to compare; there are pictures, captions, pairs"):
+        chosen_works("pairs,itm")
 
 
 @pytest.mark.usefixtures("_no_rest")
@@ -321,7 +312,10 @@ def test_transformers_missing(ort_graphs: Path, tmp_path: Path, monkeypatch: pyt
         ((*COMPARED, "--checkpoint", "x", "--provider", "cuda"), 2, "leave out --provider cuda"),
         ((*COMPARED, "--checkpoint", "missing.pth"), 1, "There is no checkpoint missing.pth"),
         ((*COMPARED, "--checkpoint", "x", "--captions", "missing.json"), 1, "There is no annotation file missing.json"),
+        ((*COMPARED, "--checkpoint", "x", "--length", 36), 2, "--length 36 is longer than the captions of this model, 35 tokens"),
+        ((*COMPARED, "--checkpoint", "x", "--works", "itm"), 2, "There is no work 'itm' to compare"),
         (("--captions", "x.json"), 2, "--captions is only read with --compare transformers"),
+        (("--vit-checkpoint", "x.pth"), 2, "--vit-checkpoint is only read with --compare transformers"),
         (("--itm-batchsize", 3), 2, "--itm-batchsize is only read with --compare transformers"),
         (("--batchsize", 0), 2, "0 is not in the range x>=1"),
         (("--compare", "tensorflow"), 2, "'tensorflow' is not"),

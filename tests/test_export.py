@@ -13,10 +13,9 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import Result
-from onnx import numpy_helper
 
 import export.write
-from export import parity, to_onnx
+from export import parity, to_onnx, weights
 from export.__main__ import main
 from export.graphs import module_for, random_inputs
 from export.targets import ATC
@@ -24,31 +23,17 @@ from models import manifest
 from models.blip import BlipRetrieval
 from models.engine import DISABLED_OPTIMIZERS
 from models.errors import UserError
-from models.spec import GraphSpec, graph_specs, spec_to_dict
+from models.spec import graph_specs, spec_to_dict
 from runtime.graphs import read_graphs
 from runtime.session import open_session
 from tests import chain
+from tests.graph_files import ATC_OPS, MEASURED, rows, scale_a_weight
 from tests.tiny import TINY, random_model
 
 SPECS = graph_specs(TINY)
 LONGEST = TINY.protocol.max_length
 OPSETS = (11, 13, 17, 18)
 STATIC = (3, 9)  # batch, length
-
-# What the graphs for ATC consist of. Each is registered for opset 8 to 18 in CANN's ONNX plugin (hicann/ge), but for
-# LayerNormalization (17 on). Not here, on purpose: ReduceL2, which ends at 17, and Range, GatherND, Loop, Scan and If.
-ATC_OPS = {
-    *("Add", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Flatten", "Gather", "Gemm", "LayerNormalization", "MatMul"),
-    *("Mul", "Pow", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose"),
-    "Unsqueeze",
-}
-
-# Bound of the product: 5e-5 of the largest value of an output. Measured here, on random weights: at most 1.4e-6.
-MEASURED = 5e-6
-
-
-def rows(blip: BlipRetrieval, spec: GraphSpec, path: Path, cases: list[parity.Case]) -> list[parity.Parity]:
-    return parity.measure(blip, module_for(spec.name, blip), spec, path, cases)
 
 
 @pytest.mark.parametrize("name", list(SPECS))
@@ -109,7 +94,10 @@ def test_forms_of_the_written_graphs(ort_graphs: Path, atc_graphs: Path) -> None
 def test_manifest(ort_graphs: Path, atc_graphs: Path) -> None:
     found = manifest.read(ort_graphs, "graphs", verify=True)
     content = found.content
-    assert {"model", "config", "checkpoint", "target", "opset", "precision", "graphs", "tokenizer", "parity"} == content.keys()
+    of_the_model = {"model", "config", "checkpoint", "temperature", "tokenizer"}
+    assert content.keys() == of_the_model | {"target", "opset", "precision", "graphs", "parity"}
+    assert content["temperature"] is None
+    assert content["checkpoint"].keys() == {"file", "sha256", "layout"}
     assert (content["target"], content["opset"], content["precision"]) == ("ort", 18, "float32")
     assert list(content["graphs"]) == list(SPECS)
     for name, values in content["graphs"].items():
@@ -247,14 +235,6 @@ def test_misuse_of_the_model(work: Work) -> None:
     assert work.left() == []
 
 
-def scale_a_weight(path: Path, factor: float = 1.01) -> None:
-    """What a wrong fusion does: one weight matrix of a written graph multiplied."""
-    model = onnx.load(path)
-    tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), tensor.name))
-    onnx.save(model, path)
-
-
 def planted(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     real: Callable[..., int] = to_onnx.write_onnx
 
@@ -367,7 +347,7 @@ def test_check(atc_graphs: Path, change: Callable[[onnx.ModelProto], None], said
 
 def test_weights_beside_a_large_graph(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of graphs over 2 GB, at a limit of 2 kB."""
-    monkeypatch.setattr(to_onnx, "PROTOBUF_LIMIT", 2000)
+    monkeypatch.setattr(weights, "PROTOBUF_LIMIT", 2000)
     chain.done(work.run("--batchsize", chain.STATIC, graphs="image_kv,text_embed"))
     found = manifest.read(work.out, "graphs", verify=True)
     assert set(found.files) == {f"{n}.onnx{end}" for n in ("image_kv", "text_embed") for end in ("", ".data")} | {

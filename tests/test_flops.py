@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.flops import count_flops
 from export.graphs import module_for, random_inputs
 from export.to_onnx import write_onnx
-from models.config import BlipConfig, TextConfig, VisionConfig, preset
+from models.config import Blip2Config, BlipConfig, Config, TextConfig, VisionConfig, preset
 from models.errors import UserError
 from models.spec import GraphSpec, TensorSpec, graph_specs
 from runtime.graphs import read_graphs
@@ -21,6 +21,7 @@ from tests import chain
 from tests.tiny import TINY, random_model
 
 BASE = preset("blip-retrieval-base-coco")
+VIT_G = preset("blip2-stage1-vit-g")
 
 
 def linear(rows: int, width: int, out: int) -> int:
@@ -34,41 +35,73 @@ def vit(c: VisionConfig) -> int:
     return linear(t - 1, 3 * c.patch**2, d) + c.depth * block
 
 
-def keys_values(c: BlipConfig) -> int:
-    """One picture's keys and values for every layer."""
-    return c.text.depth * 2 * linear(c.vision.tokens, c.vision.width, c.text.width)
+def keys_values(c: Config, layers: int) -> int:
+    """One picture's keys and values for every layer that looks at it."""
+    return layers * 2 * linear(c.vision.tokens, c.vision.width, c.text.width)
+
+
+def layer(c: TextConfig, rows: int, tokens: int, looking: int, image_tokens: int) -> int:
+    """`rows` that are computed look up all `tokens`, whose keys and values are computed; `looking` of them a picture."""
+    d = c.width
+    own = linear(rows, d, d) + 2 * linear(tokens, d, d) + 2 * linear(rows, d, tokens) + linear(rows, d, d)
+    picture = 2 * linear(looking, d, d) + 2 * linear(looking, d, image_tokens)
+    return own + picture + 2 * linear(rows, d, c.ffn)
 
 
 def text(c: TextConfig, length: int, image_tokens: int) -> int:
-    """One caption through the layers, looking at `image_tokens`; the last layer computes the first position only, but the
-    keys and values of all."""
-    d = c.width
-
-    def layer(rows: int) -> int:
-        own = linear(rows, d, d) + 2 * linear(length, d, d) + 2 * linear(rows, d, length) + linear(rows, d, d)
-        picture = 2 * linear(rows, d, d) + 2 * linear(rows, d, image_tokens) if image_tokens else 0
-        return own + picture + 2 * linear(rows, d, c.ffn)
-
-    return (c.depth - 1) * layer(length) + layer(1)
+    """One caption through BERT; with a picture every token looks at it. The last layer computes the first position only."""
+    looking = min(image_tokens, 1)
+    whole = layer(c, length, length, looking * length, image_tokens)
+    return (c.depth - 1) * whole + layer(c, 1, length, looking, image_tokens)
 
 
-def by_hand(name: str, c: BlipConfig, batch: int, length: int) -> int:
+def queries(c: Blip2Config, length: int) -> int:
+    """One picture, and a caption if it has a length, through the Q-Former: the queries alone look at the picture, and alone
+    are computed in the last layer."""
+    q, count, last = c.qformer, c.qformer.queries, c.qformer.depth - 1
+    return sum(
+        layer(q, count + (length if n != last else 0), count + length, count if n in q.cross_layers else 0, c.vision.tokens)
+        for n in range(q.depth)
+    )
+
+
+def by_hand(name: str, c: Config, batch: int, length: int) -> int:
     """Graph `name` of design's table on a batch."""
-    image, caption = vit(c.vision), text(c.text, length, 0)
+    return batch * (blip2_graphs if isinstance(c, Blip2Config) else blip_graphs)(c, length)[name]
+
+
+def blip_graphs(c: BlipConfig, length: int) -> dict[str, int]:
+    """Every graph on one sample."""
+    image, caption, kv = vit(c.vision), text(c.text, length, 0), keys_values(c, c.text.depth)
     pair = text(c.text, length, c.vision.tokens) + linear(1, c.text.width, 2)
     image_proj, text_proj = linear(1, c.vision.width, c.embed), linear(1, c.text.width, c.embed)
-    return (
-        batch
-        * {
-            "text_embed": caption + text_proj,
-            "image_embed": image + image_proj,
-            "image_feat": image,
-            "image": image + image_proj,
-            "image_kv": keys_values(c),
-            "itm": pair + keys_values(c),
-            "itm_cached": pair,
-        }[name]
-    )
+    return {
+        "text_embed": caption + text_proj,
+        "image_embed": image + image_proj,
+        "image_feat": image,
+        "image": image + image_proj,
+        "image_kv": kv,
+        "itm": pair + kv,
+        "itm_cached": pair,
+    }
+
+
+def blip2_graphs(c: Blip2Config, length: int) -> dict[str, int]:
+    """Every graph on one sample."""
+    q, kv, both = c.qformer, keys_values(c, len(c.qformer.cross_layers)), queries(c, length)
+    looked = kv + queries(c, 0) + linear(q.queries, q.width, c.embed)
+    pair = both + linear(q.queries, q.width, 2)
+    return {
+        "text_embed": text(q, length, 0) + linear(1, q.width, c.embed),
+        "image_feat": vit(c.vision),
+        "qformer": looked,
+        "image": vit(c.vision) + looked,  # the image encoder once, for all three outputs
+        "image_kv": kv,
+        "itm": pair + kv,
+        "itm_cached": pair,
+        "text_feat": q.depth * layer(q, length, length, 0, 0) + linear(length, q.width, c.embed),
+        "multimodal": both + kv,
+    }
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 2), (3, 11), (5, 35)])
@@ -101,6 +134,20 @@ def test_base_sizes_by_hand() -> None:
     assert 12 * (two - one) / 1e9 == pytest.approx(7.73, abs=0.005)
     for name, wanted in {"image": 110.97, "image_kv": 16.34, "itm": 23.52, "itm_cached": 7.18, "text_embed": 5.59}.items():
         assert by_hand(name, BASE, 1, 35) / 1e9 == pytest.approx(wanted, abs=0.005)
+
+
+def test_blip2_sizes_by_hand() -> None:
+    """1e9 operations: ViT-g takes nearly all of a picture. A pair of 32 tokens takes 17.9, of which 6.7 are the keys and
+    values that do not depend on the caption; one of 12 tokens with them at hand takes 8.0."""
+    for name, length, wanted in (
+        ("image_feat", 32, 520.72),
+        ("image", 32, 533.48),
+        ("image_kv", 32, 6.67),
+        ("itm", 32, 17.91),
+        ("itm_cached", 32, 11.24),
+        ("itm_cached", 12, 8.01),
+    ):
+        assert by_hand(name, VIT_G, 1, length) / 1e9 == pytest.approx(wanted, abs=0.005)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -147,6 +148,25 @@ def test_itc_equals_the_dense_evaluation_in_any_block(seed: int) -> None:
             recall.itc_ranks(texts, images, image_of_text, pictures, cells),
         )
         assert recall.metrics(ranking) == want
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_itc_of_several_queries_equals_the_dense_evaluation_in_any_block(seed: int) -> None:
+    """BLIP-2: the best of the picture's queries counts, in both directions."""
+    outputs, image_of_text = random_run(np.random.default_rng(seed), None)
+    texts = np.asarray(outputs.text_embed)
+    images = np.random.default_rng(seed).normal(size=(len(outputs.image_embed), 3, texts.shape[1])).astype(np.float32)
+    sim = np.einsum("nqe,me->nqm", images, texts).max(axis=1)
+    want = dense_recall(sim, sim.T, image_of_text)
+    found = recall.assess(dataclasses.replace(outputs, image_embed=images), image_of_text)
+    assert recall.metrics(found.itc) == want
+    for cells in (1, 3 * len(texts), 1 << 20):
+        ranking = Ranking(
+            recall.itc_ranks(images, texts, np.arange(len(images)), image_of_text, cells),
+            recall.itc_ranks(texts, images, image_of_text, np.arange(len(images)), cells),
+        )
+        assert recall.metrics(ranking) == want
+    assert not np.array_equal(sim, images[:, 0] @ texts.T)  # the first query alone would be another evaluation
 
 
 def test_scores_that_say_nothing_give_the_chance_level() -> None:

@@ -55,10 +55,10 @@ class Recorded:
 class FakeSession:
     """Gives each row a number that tells which row it was: the one at `tells` of its first input."""
 
-    def __init__(self, output: str, batch: int | None = None, tells: int = -1) -> None:
+    def __init__(self, output: str, batch: int | None = None, tells: int = -1, takes: str = "input_image") -> None:
         self.tells = tells
         self.output, self.batch, self.sizes = output, batch, list[int]()
-        self.spec = GraphSpec(output, (), (TensorSpec(output, "float32", ("B", 2)),))
+        self.spec = GraphSpec(output, (TensorSpec(takes, "float32", ()),), (TensorSpec(output, "float32", ("B", 2)),))
 
     def run(self, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         if self.output == "cross_kv":
@@ -105,6 +105,33 @@ def test_pictures_are_read_batch_by_batch() -> None:
     assert data.img.largest == 4
     assert data.img.read == list(range(50))
     assert max(session.sizes) == 4
+
+
+class Step(FakeSession):
+    """Adds its own number to each row of what it takes."""
+
+    def __init__(self, takes: str, gives: str, adds: int, batch: int | None = None) -> None:
+        super().__init__(gives, batch, takes=takes)
+        self.takes, self.adds = takes, adds
+
+    def run(self, **feeds: np.ndarray) -> dict[str, np.ndarray]:
+        self.sizes.append(len(feeds[self.takes]))
+        values = feeds[self.takes].reshape(len(feeds[self.takes]), -1)[:, -1:]
+        return {self.output: np.repeat(values + self.adds, 2, axis=1), "unasked": values}
+
+
+def test_a_graph_is_fed_what_one_before_it_gave() -> None:
+    """BLIP's two encoders both take the picture; BLIP-2's Q-Former takes the features. What nobody writes is dropped."""
+    chains = [
+        (Step("input_image", "image_embed", 100), Step("input_image", "image_feat", 200)),
+        (Step("input_image", "image_feat", 200), Step("image_feat", "image_embed", -100, batch=3)),
+    ]
+    for steps in chains:
+        data, writers = fake_data(10, 1), {"image_embed": Written(10), "image_feat": Written(10)}
+        image_work(data, list(steps), 4, writers)(0, 10, quiet())  # type: ignore[arg-type]
+        np.testing.assert_array_equal(writers["image_embed"].rows[:, 0], np.arange(10) + 100)
+        np.testing.assert_array_equal(writers["image_feat"].rows[:, 0], np.arange(10) + 200)
+        assert steps[0].sizes == steps[1].sizes == ([4, 4, 2] if steps[1].batch is None else [3, 3, 3, 1])
 
 
 def test_a_static_batch_is_used_whole() -> None:

@@ -19,6 +19,7 @@ from click.testing import Result
 
 import bench.__main__
 import export.__main__
+import models.convert
 import postprocess.__main__
 import preprocess.__main__
 import runtime.__main__
@@ -29,12 +30,25 @@ from tests import chain
 COMMANDS: dict[str, click.Command] = {
     "pre": preprocess.__main__.main,
     "export": export.__main__.main,
+    "convert": models.convert.main,
     "run": runtime.__main__.main,
     "post": postprocess.__main__.main,
     "bench": bench.__main__.main,
     "train": training.__main__.main,
 }
-OLDER = {"pre": "data", "export": "graphs", "run": "outputs", "post": "report", "train": "model/model.safetensors"}
+# What a step has written to --out before: a step is a command, or a command and one of its tasks.
+OLDER = {
+    "pre": "data",
+    "pre classify": "label-data",
+    "export": "graphs",
+    "run": "outputs",
+    "run classify": "label-outputs",
+    "run features": "features",
+    "post": "report",
+    "post top1": "label-report",
+    "train": "model/model.safetensors",
+    "train stage1": "model/model.safetensors",
+}
 LONGEST = 900  # characters of a message: what is wrong must not drown in it
 
 
@@ -54,38 +68,32 @@ class Work:
 
     def usual(self, step: str) -> list[object]:
         """Options with which `step` would succeed. One that is given again later replaces the first."""
+        model = self["model"]
         pictures = ("--annotations", self["annotations.json"], "--images", self["images"])
-        options: dict[str, tuple[object, ...]] = {
-            "pre": ("retrieval", *pictures, "--graphs", self["graphs"], "--out", self.out, "--workers", 1),
-            "export": (
-                *("--config", self["model"] / "config.json", "--checkpoint", self["model"] / "model.safetensors"),
-                *("--tokenizer", self["model"] / "vocab.txt", "--out", self.out, "--graphs", "text_embed"),
-            ),
-            "run": (
-                "retrieval",
-                "--graphs",
-                self["graphs"],
-                "--data",
-                self["data"],
-                "--out",
-                self.out,
-                "--threads",
-                1,
-                "--k-test",
-                3,
-            ),
+        sizes = ("--config", model / "config.json", "--tokenizer", model / "vocab.txt")
+        weights = ("--checkpoint", model / "model.safetensors")
+        prepared = ("--graphs", self["graphs"], "--out", self.out, "--workers", 1)
+        engine = ("--graphs", self["graphs"], "--out", self.out, "--threads", 1)
+        steps: dict[str, tuple[object, ...]] = {
+            "pre": ("retrieval", *pictures, *prepared),
+            "pre classify": ("classify", "--images", self["classes"], *prepared),
+            "export": (*sizes, *weights, "--out", self.out, "--graphs", "text_embed"),
+            "convert": ("--from", model / "model.safetensors", "--config", model / "config.json", "--to", "hf", "--out", self.out),
+            "run": ("retrieval", "--data", self["data"], *engine, "--k-test", 3),
+            "run classify": ("classify", "--data", self["label-data"], *engine, "--template", "{} word9"),
+            "run features": ("features", "--data", self["data"], *engine, "--batchsize", 2),
             "post": ("--recall", "--outputs", self["outputs"], "--data", self["data"], "--out", self.out),
+            "post top1": ("--top1", "--outputs", self["label-outputs"], "--data", self["label-data"], "--out", self.out),
             "bench": ("--graphs", self["graphs"], "--record", self.out, "--loops", 1, "--warmup", 0, "--threads", 1),
-            "train": (
-                *("pretrain", "--config", self["model"] / "config.json", "--tokenizer", self["model"] / "vocab.txt"),
-                *(*pictures, "--out", self.out, "--workers", 1, "--steps", 1),
-            ),
+            "train": ("pretrain", *sizes, *pictures, "--out", self.out, "--workers", 1, "--steps", 1),
+            "train stage1": ("stage1", *sizes, *pictures, "--out", self.out, "--workers", 1, "--steps", 1),
+            "train probe": ("probe", *sizes, *weights, "--image", self["images"] / "0.png", "--text", "word1 word2"),
         }
-        return list(options[step])
+        return list(steps[step])
 
     def call(self, step: str, *options: object) -> Result:
         """Run `step` with its usual options and these. What it did not foresee is raised here."""
-        return chain.call(COMMANDS[step], *self.usual(step), *options)
+        return chain.call(COMMANDS[step.split()[0]], *self.usual(step), *options)
 
     def annotate(self, entry: object, number: int = 1) -> None:
         """Put `entry` in the place of the annotations' entry `number`."""

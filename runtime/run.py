@@ -1,0 +1,157 @@
+"""What every run is made of, whatever its task: the folder it fills in shards, its sessions and tensors, its manifest."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnxruntime
+
+from models import manifest
+from models.errors import UserError
+from preprocess.dataset import PACKED, Tensor, Writer, open_tensor
+from runtime.batches import slices
+from runtime.graphs import Graphs
+from runtime.journal import Journal
+from runtime.session import Session, open_session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asks of any run."""
+
+    graphs: Path
+    data: Path
+    out: Path
+    batchsize: int
+    provider: str
+    threads: int | None
+    restart: bool = False
+    verify: bool = False
+
+
+class Data(Protocol):
+    """A data/ folder of any task."""
+
+    @property
+    def source(self) -> manifest.Manifest: ...
+
+    @property
+    def protocol(self) -> dict[str, Any]: ...
+
+
+class Run:
+    """One run over `data`: the folder that becomes its outputs/, what is done of it, and the tensors begun."""
+
+    def __init__(self, options: Options, graphs: Graphs, data: Data, folder: Path, identity: dict[str, Any]) -> None:
+        self.options, self.graphs, self.data, self.folder, self.identity = options, graphs, data, folder, identity
+        self.journal = Journal(folder, identity)
+        self.tensors: dict[str, dict[str, Any]] = {}
+
+    def sessions(self, names: Sequence[str]) -> list[Session]:
+        """The graphs `names`, loaded."""
+        return [open_session(self.graphs, name, self.options.provider, self.options.threads) for name in names]
+
+    def writer(self, name: str, dtype: str, shape: tuple[Any, ...]) -> Writer:
+        """Begin one tensor of the outputs, or go on with it."""
+        writer = Writer(self.folder, name, dtype, tuple(int(d) for d in shape))
+        self.tensors[name] = writer.info()
+        return writer
+
+    def open(self, name: str) -> Tensor:
+        """Read a tensor that an earlier stage has written."""
+        part = manifest.Manifest(self.folder, "outputs", {"layout": PACKED, "tensors": self.tensors}, {}, {})
+        return open_tensor(part, name)
+
+    def complete(self, task: str, used: Sequence[str], backend: dict[str, Any], content: dict[str, Any]) -> manifest.Manifest:
+        """Write the manifest: which graphs, data and backend, what the numbers depend on, how long each stage took.
+
+        `used` names the graphs that ran; `backend` and `content` are what the task adds.
+        """
+        kept = ("model", "config", "opset", "target", "precision", "checkpoint", "parity")
+        options, graphs = self.options, self.graphs
+        common = {
+            "task": task,
+            "layout": PACKED,
+            "tensors": self.tensors,
+            "graphs": {
+                "digest": graphs.source.digest,
+                "folder": str(options.graphs.absolute()),
+                "used": list(used),
+                **{key: graphs.content[key] for key in kept},
+            },
+            "data": {"digest": self.data.source.digest, "folder": str(options.data.absolute())},
+            "backend": {
+                "provider": options.provider,
+                "onnxruntime": onnxruntime.__version__,
+                "threads": options.threads,
+                "machine": platform.machine(),
+                "batchsize": options.batchsize,
+                **backend,
+            },
+            "identity": self.identity,
+            "timings": self.journal.timings(),
+        }
+        return manifest.write(self.folder, "outputs", common | content)
+
+
+@contextmanager
+def begun(options: Options, graphs: Graphs, data: Data, identity: dict[str, Any]) -> Iterator[Run]:
+    """The run in the folder beside `options.out`, where a stopped one is found again; it takes the place of `out` when
+    the block, which completes it, ends well."""
+    with manifest.new_folder(options.out, "outputs", resumable=True) as folder:
+        if options.restart:
+            manifest.empty(folder)
+        yield Run(options, graphs, data, folder, identity)
+
+
+def identity_of(options: Options, graphs: Graphs, data: Data, **others: Any) -> dict[str, Any]:
+    """What the numbers depend on, `others` being the task's own: runs that agree here give the same files."""
+    return {
+        "graphs": graphs.source.digest,
+        "data": data.source.digest,
+        "batchsize": options.batchsize,
+        "provider": options.provider,
+        "onnxruntime": onnxruntime.__version__,
+        **others,
+    }
+
+
+def already_done(options: Options, identity: dict[str, Any], say: Callable[[str], None]) -> manifest.Manifest | None:
+    """The complete run of this `identity` that `out` holds, unless it is to be run again. Says what is there."""
+    if options.restart or not (options.out / manifest.NAME).is_file():
+        return None
+    done = manifest.read(options.out, "outputs")
+    held = done.content.get("identity", {})
+    if held == identity:
+        say(f"{options.out} already holds this run; nothing to do (--restart runs it again).")
+        return done
+    others = ", ".join(sorted(key for key in {*held, *identity} if held.get(key) != identity.get(key)))
+    say(f"{options.out} holds a complete run with another {others}; it is replaced once this one is complete.")
+    return None
+
+
+def refuse_mixed(graphs: Graphs, data: Data) -> None:
+    """Raise UserError unless `data` was made for graphs of this size and vocabulary."""
+    config, found = graphs.config, data.protocol
+    mend = f"Write the data again: {manifest.MADE_WITH['data']} --graphs {graphs.source.folder} ..."
+    for name, wanted in (
+        ("image_size", config.vision.image_size),
+        ("vocab", config.text.vocab),
+        ("max_length", config.protocol.max_length),
+        ("max_words", config.protocol.max_words),
+        ("mean", list(config.protocol.mean)),
+        ("std", list(config.protocol.std)),
+        ("tokenizer_sha256", graphs.content["tokenizer"]["sha256"]),
+    ):
+        if found.get(name) != wanted:
+            raise UserError(f"{data.source.folder} was made with {name} {found.get(name)}, the graphs want {wanted}. {mend}")
+
+
+def shards(total: int, size: int) -> list[tuple[int, int]]:
+    """(start, stop) of consecutive shards of at most `size` items."""
+    return [(part.start, part.stop) for part in slices(0, total, size)]
