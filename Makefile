@@ -11,7 +11,6 @@ IMAGES ?= $(OUT)/pictures
 ANNOTATIONS ?= $(OUT)/pictures/test.json
 LABELLED ?= $(OUT)/labelled
 TEMPLATE ?= $(if $(filter blip-demo blip2-demo,$(MODEL)),a {})
-QUERY ?= $(if $(filter blip2-demo,$(MODEL)),max)
 BATCHSIZE ?= 16
 K_TEST ?=
 
@@ -24,7 +23,7 @@ EXPORT_ARGS := --model $(MODEL) --checkpoint "$(CHECKPOINT)" --tokenizer "$(TOKE
 DATA_ARGS := --annotations "$(ANNOTATIONS)" --images "$(IMAGES)"
 RUN_ARGS := --batchsize $(BATCHSIZE) $(if $(K_TEST),--k-test $(K_TEST))
 LABEL_ARGS := --images "$(LABELLED)"
-CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLATE)") $(if $(QUERY),--query $(QUERY))
+CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLATE)")
 
 # Mistakes that would otherwise show after minutes of work, or as a message of make about itself.
 $(foreach name,OUT CHECKPOINT VIT_CHECKPOINT TOKENIZER ANNOTATIONS IMAGES LABELLED,$(if $(word 2,$($(name))),\
@@ -86,7 +85,7 @@ clean:  ## remove what the steps wrote to OUT, and nothing else
 	@rm -f "$(OUT)"/.*.args
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*##/  make \1 -/'
-	@echo 'Variables: MODEL CHECKPOINT VIT_CHECKPOINT TOKENIZER IMAGES ANNOTATIONS LABELLED TEMPLATE QUERY BATCHSIZE K_TEST OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
+	@echo 'Variables: MODEL CHECKPOINT VIT_CHECKPOINT TOKENIZER IMAGES ANNOTATIONS LABELLED TEMPLATE BATCHSIZE K_TEST OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

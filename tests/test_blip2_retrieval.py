@@ -369,5 +369,5 @@ def test_full_width(tmp_path: Path) -> None:
     assert graph_specs(config)["image_kv"].outputs[0].shape == ("B", 12, 12, 257, 64)
     for judge in (Plain, Transformers):
         measured = differences(tmp_path / "outputs", theirs(judge(big), found, 4))
-        print(judge.__name__, measured)
-        assert max(measured.values()) <= TOLERANCE, measured  # measured FULL
+        # Measured: 4.2e-7 (embeddings), 8.2e-7 (features), 2.3e-5 (logits and scores; PyTorch's float32 is 1e-5 from float64).
+        assert max(measured.values()) <= TOLERANCE, measured
