@@ -28,6 +28,7 @@ CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLAT
 # Mistakes that would otherwise show after minutes of work, or as a message of make about itself.
 $(foreach name,OUT CHECKPOINT VIT_CHECKPOINT TOKENIZER ANNOTATIONS IMAGES LABELLED,$(if $(word 2,$($(name))),\
     $(error $(name)="$($(name))" holds a space, which make cannot handle; the blip-* commands can)))
+$(if $(findstring ',$(TEMPLATE))$(findstring ",$(TEMPLATE)),$(error TEMPLATE=$(TEMPLATE) holds a quote, which make cannot handle; blip-run classify can))
 ifeq ($(filter blip-demo blip2-demo,$(MODEL)),)
 ifneq ($(findstring file,$(origin CHECKPOINT) $(origin TOKENIZER)),)
 $(error MODEL=$(MODEL) needs its own CHECKPOINT=... and TOKENIZER=...)
@@ -46,7 +47,7 @@ endif
 STEPS := graphs data outputs report label-data label-outputs label-report
 
 # Without labelled pictures of one's own they are drawn too.
-LABELS := $(if $(filter file,$(origin LABELLED)),$(OUT)/labelled/.made.json,$(wildcard $(LABELLED)))
+LABELS := $(if $(filter file,$(origin LABELLED)),$(OUT)/labelled/.made.json,$(wildcard $(LABELLED) $(LABELLED)/*))
 
 # A manifest is there only when its folder is complete: make must not delete it when it is interrupted.
 .PRECIOUS: $(foreach step,$(STEPS),$(OUT)/$(step)/manifest.json) $(OUT)/pictures/test.json

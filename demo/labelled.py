@@ -46,6 +46,7 @@ def write(out: Path, each: int, seed: int) -> bool:
     Drawn beside and renamed. An earlier set is replaced. Raises Misuse when `out` is something that was not drawn here.
     """
     arguments = json.dumps({"form": FORM, "each": each, "seed": seed})
+    out = out.resolve()
     made, part = out / MADE, out.with_name(f".{out.name}.part")
     if made.is_file() and made.read_text("utf-8") == arguments:
         return False

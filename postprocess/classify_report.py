@@ -95,6 +95,7 @@ def _facts(run: ClassifyOutputs, data: ClassifyData) -> dict[str, Any]:
             "left_out": len(data.broken),
         }
         protocol = {**{name: run.run[part] for part, name in ASKED.items()}, **data.protocol}
+        protocol["templates"] = list(map(str, protocol["templates"]))
         shared = facts.shared(run.source, data.source, protocol, data.broken, 0)
         shared["protocol"].pop("k_test", None)  # nothing is re-ranked
         return {"counts": counts, "labels": run.labels, **shared}

@@ -23,14 +23,15 @@ def shared(
     """Everything that does not depend on the task. `protocol` is the one that was used; a k_test beyond `most_k` has no
     effect. To be called under `complete`."""
     graphs = run.content["graphs"]
-    checkpoint = {part: str(graphs["checkpoint"][part]) for part in ("file", "sha256")}
+    files = [graphs["checkpoint"], *filter(None, [graphs["checkpoint"].get("vit")])]  # BLIP-2's image encoder may be a file apart
+    checkpoint = [{part: str(file[part]) for part in ("file", "sha256")} for file in files]
     return {
         "protocol": dict(protocol),
         "deviations": _deviations(graphs["config"]["protocol"], protocol, most_k),
         "parity": _rows(graphs["parity"], PARITY),
         "timings": _rows(run.content["timings"], TIMING),
         "backend": dict(run.content["backend"]),
-        "graphs": {part: graphs[part] for part in GRAPHS} | {"checkpoint": checkpoint},
+        "graphs": {part: graphs[part] for part in GRAPHS} | {"used": list(graphs["used"]), "checkpoint": checkpoint},
         "data": _origin(data),
         "outputs": _origin(run),
         "left_out": _rows(broken, LEFT_OUT),

@@ -1,12 +1,13 @@
-"""The console commands: blip-NAME is the folder of that step."""
+"""The console commands: the module that blip-NAME is in."""
 
 from __future__ import annotations
 
 COMMANDS = {
-    "pre": "preprocess",
-    "export": "export",
-    "run": "runtime",
-    "post": "postprocess",
-    "bench": "bench",
-    "train": "training",
+    "pre": "preprocess.__main__",
+    "export": "export.__main__",
+    "convert": "models.convert",
+    "run": "runtime.__main__",
+    "post": "postprocess.__main__",
+    "bench": "bench.__main__",
+    "train": "training.__main__",
 }

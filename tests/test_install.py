@@ -25,12 +25,12 @@ def test_name_resolves_to_this_checkout(name: str) -> None:
     assert Path(found).parent == ROOT / name, f"another package named {name!r} is installed; uninstall it"
 
 
-@pytest.mark.parametrize(("command", "folder"), COMMANDS.items())
-def test_command_and_module_are_the_same(command: str, folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "module"), COMMANDS.items())
+def test_command_and_module_are_the_same(command: str, module: str, tmp_path: Path) -> None:
     scripts = {e.name: e.value for e in importlib.metadata.distribution("blip-offline").entry_points}
-    assert scripts[f"blip-{command}"] == f"{folder}.__main__:main"
+    assert scripts[f"blip-{command}"] == f"{module}:main"
     # From another folder, as a user calls it.
-    done = subprocess.run([sys.executable, "-m", folder, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", module.removesuffix(".__main__"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
 

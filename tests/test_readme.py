@@ -58,7 +58,7 @@ def test_make_targets_exist() -> None:
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("blip-")])
 def test_options_exist(line: str) -> None:
     name, *words = line.split()
-    command: click.Command = importlib.import_module(f"{COMMANDS[name.removeprefix('blip-')]}.__main__").main
+    command: click.Command = importlib.import_module(COMMANDS[name.removeprefix("blip-")]).main
     if isinstance(command, click.Group):
         command = command.commands[words[0]]
     known = {option for parameter in command.params for option in parameter.opts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,8 +22,22 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Sizes = TypeVar("Sizes", BlipConfig, Blip2Config)
 FOLDER = click.Path(path_type=Path)
 BLIP, BLIP2 = "blip-demo", "blip2-demo"  # when neither --model nor --config says otherwise
+DEMO = Path(__file__).parent.parent / "demo"  # the embedded models and their vocabulary
 DEFAULTS = {field.name: field.default for field in fields(Options)}
-POSITIVE, NATURAL, SHARE = click.IntRange(min=1), click.IntRange(min=0), click.FloatRange(min=0, min_open=True)
+
+
+class Finite(click.FloatRange):
+    """A range without infinity and NaN, which click lets pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not finite.", param, ctx)
+        return number
+
+
+POSITIVE, NATURAL, SHARE = click.IntRange(min=1), click.IntRange(min=0), Finite(min=0, min_open=True)
+SEED = click.IntRange(0, 2**63 - 1)  # what PyTorch takes
 
 
 def together(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -48,7 +63,11 @@ def model(preset: str) -> Callable[[Function], Function]:
         click.option("--model", "name", show_default=preset, help=f"Sizes: a preset, {', '.join(names)}."),
         click.option("--config", "config_file", type=FOLDER, help="Sizes: a JSON file, in place of a preset."),
         click.option(
-            "--tokenizer", type=FOLDER, default="demo/tokenizer", help="vocab.txt or tokenizer.json of BERT, or its folder."
+            "--tokenizer",
+            type=FOLDER,
+            default=DEMO / "tokenizer",
+            show_default="the demo's",
+            help="vocab.txt or tokenizer.json of BERT, or its folder.",
         ),
     )
 
@@ -76,10 +95,10 @@ TRAINING = together(
     option("itm_after", NATURAL, "Steps at the start without the matching loss."),
     option("lr", SHARE, "Learning rate after the warm-up."),
     option("warmup", NATURAL, "Steps of rising learning rate."),
-    option("weight_decay", click.FloatRange(min=0), "Of the matrices."),
+    option("weight_decay", Finite(min=0), "Of the matrices."),
     option("clip", SHARE, "Largest norm of the gradient."),
     option("shift", NATURAL, "Pictures are moved by up to so many pixels."),
-    option("seed", NATURAL, "Of the first weights, the order and the negatives."),
+    option("seed", SEED, "Of the first weights, the order and the negatives."),
     option("validate_every", POSITIVE, "Steps between measurements on --held-out."),
     click.option("--bf16/--fp32", default=True, help="Precision of the matrix products."),
 )
@@ -137,13 +156,14 @@ def stage1_command(name: str | None, config_file: Path | None, vit_checkpoint: P
 @click.option(
     "--checkpoint",
     type=FOLDER,
-    default="demo/blip2.safetensors",
+    default=DEMO / "blip2.safetensors",
+    show_default="the demo's",
     help="LAVIS's of the first stage, or one of blip-train; Hugging Face's have no language head.",
 )
 @click.option("--vit-checkpoint", type=FOLDER, help="The image encoder, when the checkpoint has none: eva_vit_g.pth.")
 @click.option("--image", "images", type=FOLDER, required=True, multiple=True, help="A picture; may be given several times.")
 @click.option("--text", "texts", required=True, multiple=True, help="Its caption; as many as pictures, in the same order.")
-@option("seed", NATURAL, "Of the wrong pairs that ITM draws.")
+@option("seed", SEED, "Of the wrong pairs that ITM draws.")
 def probe_command(
     name: str | None,
     config_file: Path | None,
