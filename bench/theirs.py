@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from models.blip2 import LN_VISION_EPS
-from models.checkpoint import huggingface_config, to_huggingface
 from models.config import Blip2Config, BlipConfig, Config
+from models.huggingface import huggingface_config, to_huggingface
 
 
 class TheirBlip:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,21 +14,11 @@ from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval, Blip2Stage1, Retrieval
 from models.config import Blip2Config, Config
 from models.fit import Shape, check_model, check_numbers, check_shapes, shapes_of, shared_out, temperature_of
-from models.huggingface import huggingface_config, to_huggingface
-from models.layouts import ENCODER, Source, open_checkpoint, open_image_encoder, with_image_encoder
+from models.huggingface import KEYS
+from models.layouts import ENCODER, IGNORED, Source, known_as, open_checkpoint, open_image_encoder, with_image_encoder
 from models.positions import NAMES as POSITIONS
 from models.positions import fit_positions
-from models.weights_file import aligned, listed
-
-# What a training run saves and the model does not need: pattern from the start of the name -> what it is.
-IGNORED = {
-    r"(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj)_m\.": "momentum copies",
-    r"(image|text|idx|ptr)_queue$|queue_ptr$": "training queues",
-    r"text_decoder\.": "text decoder",
-    r"Qformer\.cls\.": "head over the vocabulary",
-    r".*\.position_ids$": "position ids",
-    r"(optimizer|config|epoch|scaler)$": "records of the training run",
-}
+from models.weights_file import aligned, is_plain, listed
 
 
 @dataclass(frozen=True)
@@ -83,11 +72,13 @@ def load_stage1(config: Blip2Config, path: Path, vit_checkpoint: Path | None = N
     return model, _fill(model, config, path, vit_checkpoint)
 
 
-def load_image_encoder(model: Blip2Stage1, path: Path) -> None:
+def load_image_encoder(model: Blip2Stage1, path: Path) -> LoadReport:
     """Fill the image encoder of `model` from a file that holds one alone. Raises UserError as `load_model` does."""
     encoder = {name: shape for name, shape in shapes_of(model).items() if name.startswith(ENCODER)}
-    tensors, _ = _read(open_image_encoder(path, model.cfg), model.cfg, encoder)
+    source = open_image_encoder(path, model.cfg)
+    tensors, interpolated = _read(source, model.cfg, encoder)
     model.load_state_dict(tensors, strict=False)
+    return _report([source], encoder, interpolated)
 
 
 def _fill(model: Retrieval, config: Config, path: Path, vit_checkpoint: Path | None) -> LoadReport:
@@ -101,10 +92,14 @@ def _fill(model: Retrieval, config: Config, path: Path, vit_checkpoint: Path | N
         interpolated = resized or interpolated
     model.load_state_dict(used, assign=True)
     model.eval().requires_grad_(False)
+    return _report(sources, expected, interpolated)
+
+
+def _report(sources: list[Source], expected: Iterable[str], interpolated: tuple[int, int] | None) -> LoadReport:
     main, vit = sources[0], sources[1] if len(sources) > 1 else None
     ignored, unexpected = _account(sources, expected)
     return LoadReport(
-        path=path,
+        path=main.path,
         layout=main.layout,
         sha256=main.weights.sha256(),
         ignored=ignored,
@@ -125,7 +120,8 @@ def _read(source: Source, config: Config, expected: Mapping[str, Shape]) -> tupl
         tensors[name], interpolated = fit_positions(tensors[name], config.vision, source.path)
     check_shapes(source, config, expected, tensors)
     tensors = {name: t.detach().to(torch.float32).contiguous() for name, t in tensors.items()}
-    check_numbers(source, tensors.items())
+    keys = ((name, aligned(tensor)) for name, tensor in source.tensors.items() if name.endswith(KEYS) and is_plain(tensor))
+    check_numbers(source, [*tensors.items(), *keys])  # a bias of keys changes no result as long as it is a number
     return tensors, interpolated
 
 
@@ -135,12 +131,9 @@ def _account(sources: Iterable[Source], used: Iterable[str]) -> tuple[dict[str, 
     unexpected, known = [], {*used, "temp"}
     for source in sources:
         for name in [*(name for name in source.tensors if name not in known), *source.weights.beside]:
-            if what := next((what for pattern, what in IGNORED.items() if re.match(pattern, name)), None):
+            if what := known_as(name, IGNORED):
                 ignored[what] += 1
             else:
                 unexpected.append(source.spell(name))
         ignored.update(source.left)
     return dict(ignored), tuple(unexpected)
-
-
-__all__ = ["LoadReport", "huggingface_config", "load_image_encoder", "load_model", "load_stage1", "to_huggingface"]

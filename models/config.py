@@ -19,6 +19,7 @@ from models.errors import Misuse, UserError
 
 INTERPOLATIONS = ("bicubic", "bilinear")  # the resizes that a protocol may name
 VIT, EVA, CLIP = "vit", "eva", "clip"  # the image encoders: BLIP's, and the two of BLIP-2
+LARGEST = 1 << 20  # that a size may be; products of them must be numbers that PyTorch can count to
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Protocol:
     k_test: int = 256  # candidates re-ranked per query
 
 
+STAGE1 = Protocol(max_words=50, encode_token="[CLS]", k_test=128)  # BLIP-2's
+
+
 @dataclass(frozen=True)
 class BlipConfig:
     """BLIP for retrieval: two encoders, their projections, the matching head."""
@@ -98,7 +102,7 @@ class Blip2Config:
     vision: VisionConfig
     qformer: QformerConfig
     embed: int = 256  # width of the space that queries and captions share
-    protocol: Protocol = Protocol()
+    protocol: Protocol = STAGE1
 
     @property
     def text(self) -> QformerConfig:
@@ -115,7 +119,6 @@ FLICKR = Protocol(k_test=128)
 EVA_G = VisionConfig(image_size=224, patch=14, width=1408, depth=39, heads=16, mlp=6144, kind=EVA)
 CLIP_L = VisionConfig(image_size=224, patch=14, width=1024, depth=23, heads=16, mlp=4096, eps=1e-5, kind=CLIP)
 QFORMER = QformerConfig(vocab=30523, width=768, depth=12, heads=12, ffn=3072, positions=512)
-STAGE1 = Protocol(max_words=50, encode_token="[CLS]", k_test=128)
 
 # Trained from nothing on the drawn pictures of demo/shapes.py; the vocabulary is demo/tokenizer/vocab.txt.
 BLIP_DEMO = BlipConfig(
@@ -138,9 +141,9 @@ PRESETS: dict[str, Config] = {
     "blip-retrieval-large-coco": BlipConfig(VIT_L, MED),
     "blip-retrieval-large-flickr": BlipConfig(VIT_L, MED, protocol=FLICKR),
     "blip-demo": BLIP_DEMO,
-    "blip2-stage1-vit-g": Blip2Config(EVA_G, QFORMER, protocol=STAGE1),
-    "blip2-stage1-vit-l": Blip2Config(CLIP_L, QFORMER, protocol=STAGE1),
-    "blip2-retrieval-coco": Blip2Config(dataclasses.replace(EVA_G, image_size=364), QFORMER, protocol=STAGE1),
+    "blip2-stage1-vit-g": Blip2Config(EVA_G, QFORMER),
+    "blip2-stage1-vit-l": Blip2Config(CLIP_L, QFORMER),
+    "blip2-retrieval-coco": Blip2Config(dataclasses.replace(EVA_G, image_size=364), QFORMER),
     "blip2-demo": BLIP2_DEMO,
 }
 # The names that mindformers' configurations have (mindformers/mindformer_book.py, r1.0).
@@ -163,10 +166,13 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: object, where: str) -> Config:
-    """Read `to_dict`'s form, with every name and type checked: of BLIP-2 when it has a Q-Former. `where` names the source
-    in the error (UserError)."""
+    """Read `to_dict`'s form, with every name and type checked: of BLIP-2 when it has a Q-Former. What the protocol leaves out is
+    the model's default. `where` names the source in the error (UserError)."""
     is_blip2 = isinstance(values, dict) and "qformer" in values
-    config: Config = _read(Blip2Config if is_blip2 else BlipConfig, values, where)
+    kind: type[Config] = Blip2Config if is_blip2 else BlipConfig
+    if isinstance(values, dict) and isinstance(given := values.get("protocol"), dict):
+        values = values | {"protocol": dataclasses.asdict(kind.protocol) | given}
+    config: Config = _read(kind, values, where)
     vision, text = config.vision, config.text
     reader, kinds = ("qformer", (EVA, CLIP)) if is_blip2 else ("text", (VIT,))
     if vision.kind not in kinds:
@@ -178,11 +184,11 @@ def from_dict(values: object, where: str) -> Config:
     ):
         if width % part:
             raise UserError(f"{where}: {name} does not divide ({width} / {part}).")
-    _check_protocol(config.protocol, text.positions, where)
+    _check_protocol(config.protocol, reader, text.positions, where)
     return config
 
 
-def _check_protocol(protocol: Protocol, positions: int, where: str) -> None:
+def _check_protocol(protocol: Protocol, reader: str, positions: int, where: str) -> None:
     if protocol.interpolation not in INTERPOLATIONS:
         raise UserError(f"{where}: protocol.interpolation is {protocol.interpolation!r}, expected {' or '.join(INTERPOLATIONS)}.")
     if min(protocol.std) <= 0:
@@ -190,7 +196,7 @@ def _check_protocol(protocol: Protocol, positions: int, where: str) -> None:
     if protocol.max_length < 3:
         raise UserError(f"{where}: protocol.max_length is {protocol.max_length}, but [CLS], a token and [SEP] take 3.")
     if protocol.max_length > positions:
-        raise UserError(f"{where}: protocol.max_length is {protocol.max_length}, but text.positions is only {positions}.")
+        raise UserError(f"{where}: protocol.max_length is {protocol.max_length}, but {reader}.positions is only {positions}.")
 
 
 def from_file(path: Path) -> Config:
@@ -221,6 +227,8 @@ def _read(kind: Any, values: object, where: str) -> Any:
 def _whole(value: object, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{where} must be a whole number above 0, found {value!r}.")
+    if value > LARGEST:
+        raise UserError(f"{where} is {value:,}, expected at most {LARGEST:,}. Correct it.")
     return value
 
 
@@ -239,7 +247,7 @@ def _positive(value: object, where: str) -> float:
 
 
 def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise UserError(f"{where} must be a text, found {value!r}.")
     return value
 

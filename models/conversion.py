@@ -20,19 +20,18 @@ import torch
 from torch import Tensor
 
 from models.config import Blip2Config, BlipConfig, Config, to_dict
-from models.errors import Misuse
+from models.errors import Misuse, UserError
 from models.fit import check_model, check_numbers, check_shapes, retrieval_shapes, shared_out
-from models.huggingface import huggingface_config, to_huggingface
-from models.layouts import COPIES, Source, has, is_blip2, open_checkpoint, with_image_encoder
+from models.huggingface import KEYS, huggingface_config, to_huggingface
+from models.layouts import COPIES, ENCODER, IDS, TRAINING, Source, has, is_blip2, open_checkpoint, with_image_encoder
 from models.manifest import empty, locked
 from models.positions import NAMES as POSITIONS
 from models.positions import side_of
 from models.sizes import preset_of
-from models.weights_file import EXTRAS, aligned
+from models.targets import HF, LAVIS
+from models.weights_file import EXTRAS, aligned, listed
 from models.write_weights import write_safetensors, write_shards, write_torch
 
-LAVIS, HF, OURS = "lavis", "hf", "ours"
-TARGETS = (LAVIS, HF, OURS)
 HEAD, TEMPERATURE = "Qformer.cls", "temp"  # what only the first stage's training uses, and classification
 POSITION_TABLE, POSITION_IDS = ".position_embeddings.weight", ".position_ids"
 ARCHITECTURES = {BlipConfig: ("BlipForImageTextRetrieval", "blip"), Blip2Config: ("Blip2ForImageTextRetrieval", "blip-2")}
@@ -43,7 +42,7 @@ class Wish:
     """What is to be converted, and to what."""
 
     checkpoint: Path
-    to: str  # one of TARGETS
+    to: str  # one of models.targets.TARGETS
     out: Path  # a folder for HF, a file otherwise
     vit_checkpoint: Path | None = None
     config: Config | None = None  # None: the preset that has the sizes of the checkpoint
@@ -107,14 +106,23 @@ def _complete(sources: list[Source], config: Config) -> tuple[dict[str, Tensor],
             config = replace(config, vision=replace(config.vision, image_size=side * config.vision.patch))
     expected = retrieval_shapes(config)
     if isinstance(config, Blip2Config) and not has(encoder.tensors, "visual_encoder"):
-        expected = {name: shape for name, shape in expected.items() if not name.startswith("visual_encoder.")}
+        expected = {name: shape for name, shape in expected.items() if not name.startswith(ENCODER)}
     tensors = {name: tensor for name, tensor in main.tensors.items() if not name.endswith(POSITION_IDS)}
     for source, its_own in zip(sources, shared_out(expected, sources), strict=True):
         check_model(source, asked, its_own)
+        _refuse_key_bias(source)
         check_shapes(source, config, its_own, source.tensors)
         check_numbers(source, ((name, aligned(source.tensors[name])) for name in its_own))
         tensors |= {name: source.tensors[name] for name in its_own}
     return tensors, config
+
+
+def _refuse_key_bias(source: Source) -> None:
+    if biases := [source.spell(name) for name in source.tensors if name.endswith(KEYS)]:
+        raise UserError(
+            f"{source.path}: {listed(biases)} is not zero for the keys of BLIP-2's image encoder, and no other layout has a "
+            "place for that. It adds the same to all scores of a query and changes no result: set it to zero."
+        )
 
 
 def _lines(sources: list[Source], tensors: Mapping[str, Tensor], to: str) -> list[str]:
@@ -124,10 +132,10 @@ def _lines(sources: list[Source], tensors: Mapping[str, Tensor], to: str) -> lis
     left = Counter[str]()
     for source in sources:
         left.update(source.left)
-        left["records of the training run"] += len(source.weights.beside)
-        left["position ids"] += sum(name.endswith(POSITION_IDS) for name in source.tensors)
+        left[TRAINING] += len(source.weights.beside)
+        left[IDS] += sum(name.endswith(POSITION_IDS) for name in source.tensors)
     if left := +left:
-        again = " (copies and position ids are made again)" if to == LAVIS else ""
+        again = f" (copies and {IDS} are made again)" if to == LAVIS else ""
         lines.append("left out: " + ", ".join(f"{count} {what}" for what, count in left.items()) + again)
     if is_blip2(tensors):
         parts = {"image encoder": "visual_encoder", "head over the vocabulary": HEAD, "temperature": TEMPERATURE}

@@ -8,6 +8,7 @@ import click
 
 from models import config as configs
 from models.errors import Command, Misuse, extra
+from models.targets import TARGETS
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -20,7 +21,7 @@ from models.errors import Command, Misuse, extra
 )
 @click.option(
     "--to",
-    type=click.Choice(["lavis", "hf", "ours"]),
+    type=click.Choice(TARGETS),
     required=True,
     help="lavis: .pth of LAVIS, or of BLIP. hf: a folder for transformers. ours: .safetensors, each tensor once.",
 )

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the work failed (a broken file, a full disk, a parity boun
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,11 @@ def plain_errors() -> Iterator[None]:
         raise UserError(f"{error.filename}: {(error.strerror or str(error)).lower()}.") from error
     except MemoryError as error:
         raise UserError(f"Not enough memory ({error or 'allocation failed'}). Try a smaller --batchsize.") from error
+    except RuntimeError as error:
+        asked = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", str(error))  # PyTorch's own
+        if not asked:
+            raise
+        raise UserError(f"Not enough memory ({int(asked[1]):,} bytes were asked for). Try a smaller --batchsize.") from error
 
 
 @contextmanager

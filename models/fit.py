@@ -12,7 +12,7 @@ from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval
 from models.config import Blip2Config, Config
 from models.errors import UserError
-from models.layouts import HUGGINGFACE, WORDS, Source, has
+from models.layouts import ENCODER, HUGGINGFACE, WORDS, Source, has
 from models.sizes import check_sizes
 from models.weights_file import is_plain, listed
 
@@ -29,7 +29,7 @@ class Wanted:
 
 BLIP = Wanted("BLIP for retrieval", "model_base_retrieval_coco.pth")
 BLIP2 = Wanted("BLIP-2's first stage", "blip2_pretrained.pth")
-ENCODER = Wanted("BLIP-2's image encoder", "eva_vit_g.pth")
+ENCODER_ALONE = Wanted("BLIP-2's image encoder", "eva_vit_g.pth")
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
@@ -47,7 +47,7 @@ def shared_out(expected: Mapping[str, Shape], sources: list[Source]) -> list[dic
     """What is expected of each source: of the second, when there are two, the image encoder."""
     if len(sources) == 1:
         return [dict(expected)]
-    encoder = {name: shape for name, shape in expected.items() if name.startswith("visual_encoder.")}
+    encoder = {name: shape for name, shape in expected.items() if name.startswith(ENCODER)}
     return [{name: shape for name, shape in expected.items() if name not in encoder}, encoder]
 
 
@@ -85,7 +85,7 @@ def wanted_of(config: Config, expected: Mapping[str, Shape]) -> Wanted:
     """What a file is called of which these tensors are expected."""
     if not isinstance(config, Blip2Config):
         return BLIP
-    return BLIP2 if WORDS in expected else ENCODER
+    return BLIP2 if WORDS in expected else ENCODER_ALONE
 
 
 def temperature_of(source: Source) -> float | None:

@@ -63,12 +63,12 @@ BLIP2 = {
 }
 TO_BLIP, TO_BLIP2 = ({theirs: ours for ours, theirs in names.items()} for names in (BLIP, BLIP2))
 PACKED = ".attn.qkv.bias"  # how it would be called here
-QUERIES, VALUES = ".attn.q_bias", ".attn.v_bias"
+QUERIES, KEYS, VALUES = ".attn.q_bias", ".attn.k_bias", ".attn.v_bias"
 
 
 def to_their_name(name: str, blip2: bool = False) -> str:
     """Our name of a tensor to transformers'; a name that both share stays."""
-    for part in (QUERIES, VALUES):
+    for part in (QUERIES, KEYS, VALUES):
         name = name.replace(part, PACKED)
     return _rename(name, BLIP2 if blip2 else BLIP)
 
@@ -79,11 +79,14 @@ def to_our_name(name: str, blip2: bool = False) -> str:
 
 
 def from_huggingface(tensors: Mapping[str, Tensor], path: Path, blip2: bool) -> dict[str, Tensor]:
-    """transformers' tensors under our names. Raises UserError when a key of BLIP-2's image encoder has a bias."""
+    """transformers' tensors under our names; KEYS, which no model of ours has, where a bias of keys is not zero.
+
+    Raises UserError when a packed bias has no three equal parts.
+    """
     ours = renamed(tensors, lambda name: to_our_name(name, blip2), path)
     for name in [name for name in ours if blip2 and name.endswith(PACKED)]:
         stem = name.removesuffix(PACKED)
-        ours[stem + QUERIES], ours[stem + VALUES] = _unpacked(ours.pop(name), listed([to_their_name(name, blip2)]), path)
+        ours |= _unpacked(stem, ours.pop(name), listed([to_their_name(name, blip2)]), path)
     return ours
 
 
@@ -169,17 +172,13 @@ def _text(config: Config) -> dict[str, Any]:
     }
 
 
-def _unpacked(bias: Tensor, name: str, path: Path) -> tuple[Tensor, Tensor]:
-    """The bias of queries and of values, out of one with a third of zeros between them."""
+def _unpacked(stem: str, bias: Tensor, name: str, path: Path) -> dict[str, Tensor]:
+    """The bias of queries and of values, out of one with a third of zeros between them; the third too if it is not zero."""
     if bias.dim() != 1 or len(bias) % 3 or not is_plain(bias):
         raise UserError(f"{path}: {name} is {tuple(bias.shape)}, expected three equal parts. Give a complete checkpoint.")
-    queries, keys, values = bias.chunk(3)
-    if bool(keys.count_nonzero()):
-        raise UserError(
-            f"{path}: {name} is not zero for the keys, but the keys of BLIP-2's image encoder have no bias. It adds the same "
-            "to all scores of a query, so the results would not change: set its middle third to zero."
-        )
-    return queries.clone(), values.clone()
+    queries, keys, values = (part.clone() for part in bias.chunk(3))
+    parts = {stem + QUERIES: queries, stem + VALUES: values}
+    return parts | {stem + KEYS: keys} if bool(keys.count_nonzero()) else parts
 
 
 def _refuse_clip(config: Blip2Config) -> None:

@@ -26,7 +26,7 @@ from models.errors import Misuse, UserError
 from models.weights_file import Weights, is_plain, listed, read_weights, renamed
 
 ORIGINAL, LAVIS, HUGGINGFACE, MINDSPORE, OURS = "original", "lavis", "huggingface", "mindspore", "ours"
-ENCODER = "visual_encoder."
+ENCODER = "visual_encoder."  # begins our names of the image encoder's tensors
 ENCODER_PREFIXES = (ENCODER, "vit.")  # of names in a file of the image encoder; the published ones have none
 VIT_FILES = {False: "eva_vit_g.pth", True: "clip_vit_L.pth"}  # as LAVIS calls them; true is CLIP's
 WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
@@ -37,15 +37,29 @@ COPIES = {
 }
 BLOCK = re.compile(r"visual_encoder\.(?:transformer\.res)?blocks\.(\d{1,4})\.")
 END = "tensors of the image encoder's end, which BLIP-2 leaves out"
-TRAINING = "records of the training run"
+TRAINING, IDS = "records of the training run", "position ids"
 # What only a checkpoint of the second stage has.
 STAGE2 = ("opt_proj", "t5_proj", "llm_proj", "language_projection", "opt_model", "t5_model", "llm_model", "language_model")
-# What a file of BLIP-2 may hold and no part of BLIP-2 uses: pattern from the start of our name -> what it is.
+# Attention that knows relative positions: another image encoder than BLIP-2's (salesforce/LAVIS models/eva_vit.py).
+RELATIVE = re.compile(r"visual_encoder\.(blocks\.\d+\.attn\.)?(rope\.|rel_pos_bias\.|relative_position_bias_table$)")
+# Both tables: pattern from the start of our name -> what it is.
+# What a file of BLIP-2 may hold and no result depends on: no layout keeps it.
 UNUSED = {
-    r"visual_encoder\.(norm|fc_norm|head|lm_head|ln_post|rope|rel_pos_bias)\.|visual_encoder\.(proj|mask_token)$": END,
+    r"visual_encoder\.(norm|fc_norm|head|lm_head|ln_post)\.|visual_encoder\.proj$": END,
+    r"visual_encoder\.mask_token$": "mask tokens of the image encoder's pretraining",
     r"(adam_m|adam_v|moments|moment1|moment2|accu_grads)\.": TRAINING,
     r"(beta[12]_power|global_step|learning_rate|scale_sense|loss_scale|epoch_num|step_num|"
     r"current_iterator_step|last_overflow_iterator_step)$": TRAINING,
+}
+# What inference leaves out besides; a conversion keeps it.
+IGNORED = {
+    r"(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj)_m\.": "momentum copies",
+    r"(image|text|idx|ptr)_queue$|queue_ptr$": "training queues",
+    r"text_decoder\.": "text decoder",
+    r"Qformer\.cls\.": "head over the vocabulary",
+    rf"visual_encoder\.blocks\.\d+{re.escape(huggingface.KEYS)}$": "key biases, which change no result",
+    r".*\.position_ids$": IDS,
+    r"(optimizer|config|epoch|scaler)$": TRAINING,
 }
 
 
@@ -72,9 +86,14 @@ def has(names: Iterable[str], *parts: str) -> bool:
     return any(name == part or name.startswith(f"{part}.") for name in names for part in parts)
 
 
+def known_as(name: str, table: Mapping[str, str]) -> str | None:
+    """What a tensor is by UNUSED or IGNORED, None when it is not there."""
+    return next((what for pattern, what in table.items() if re.match(pattern, name)), None)
+
+
 def open_checkpoint(path: Path) -> Source:
-    """The tensors of a checkpoint. Raises UserError when it cannot be read, holds a bias that the model has no place for,
-    or two tensors that should be equal and are not."""
+    """The tensors of a checkpoint. Raises UserError when it cannot be read, is of another image encoder, or holds two tensors
+    that should be equal and are not."""
     weights = read_weights(path)
     names = weights.tensors.keys()
     blip2 = is_blip2(names)
@@ -91,16 +110,18 @@ def open_checkpoint(path: Path) -> Source:
         tensors, notes = mindspore.from_mindspore(tensors, path)
     else:
         layout = OURS if weights.safe else LAVIS if blip2 else ORIGINAL
+    if (temperature := tensors.get("temp")) is not None and is_plain(temperature) and temperature.numel() == 1:
+        tensors = tensors | {"temp": temperature.reshape(())}  # MindSpore saves (1,)
     if not blip2:
         return Source(path, weights, layout, tensors, spell, {}, notes)
-    used, left = _without_unused(tensors)
+    used, left = _without_unused(tensors, path, spell)
     used, copies = _without_copies(used, path)
     return Source(path, weights, layout, used, spell, left | copies, notes)
 
 
 def open_image_encoder(path: Path, config: Blip2Config) -> Source:
     """The tensors of a file that holds only BLIP-2's image encoder, LAVIS's or mindformers', without the blocks that BLIP-2
-    leaves out. Raises UserError when it cannot be read or holds no image encoder."""
+    leaves out. Raises UserError when it cannot be read, or holds none or one of another architecture."""
     weights = read_weights(path)
     prefix = next((prefix for prefix in ENCODER_PREFIXES if any(name.startswith(prefix) for name in weights.tensors)), "")
 
@@ -122,7 +143,7 @@ def open_image_encoder(path: Path, config: Blip2Config) -> Source:
         )
     blocks = {name: int(found[1]) for name in tensors if (found := BLOCK.match(name))}
     last = [name for name, block in blocks.items() if block >= config.vision.depth]
-    used, left = _without_unused({name: tensor for name, tensor in tensors.items() if name not in last})
+    used, left = _without_unused({name: tensor for name, tensor in tensors.items() if name not in last}, path, spell)
     if last:
         left[END] = left.get(END, 0) + len(last)
     return Source(path, weights, MINDSPORE if foreign else LAVIS, used, spell, left, notes)
@@ -142,7 +163,7 @@ def with_image_encoder(source: Source, vit_checkpoint: Path | None, config: Conf
     within = has(source.tensors, "visual_encoder")
     if vit_checkpoint and not isinstance(config, Blip2Config):
         raise Misuse(f"--vit-checkpoint is for BLIP-2: a checkpoint of BLIP holds its image encoder, as {source.path} should.")
-    if vit_checkpoint and within:
+    if vit_checkpoint and within and is_blip2(source.tensors):
         raise Misuse(f"{source.path} already holds an image encoder. Leave --vit-checkpoint out.")
     if not isinstance(config, Blip2Config) or within or not is_blip2(source.tensors):
         return [source]  # what else it lacks is said with all the rest
@@ -156,8 +177,15 @@ def with_image_encoder(source: Source, vit_checkpoint: Path | None, config: Conf
     return [source]
 
 
-def _without_unused(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    what = {name: next((what for pattern, what in UNUSED.items() if re.match(pattern, name)), None) for name in tensors}
+def _without_unused(
+    tensors: Mapping[str, Tensor], path: Path, spell: Callable[[str], str]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    if relative := [spell(name) for name in tensors if RELATIVE.match(name)]:
+        raise UserError(
+            f"{path} is of another architecture: attention in its image encoder depends on {listed(relative)}, which BLIP-2's "
+            "has not. Give an image encoder of BLIP-2."
+        )
+    what = {name: known_as(name, UNUSED) for name in tensors}
     used = {name: tensor for name, tensor in tensors.items() if what[name] is None}
     return used, dict(Counter(kind for kind in what.values() if kind))
 

@@ -103,20 +103,23 @@ def read(folder: Path, kind: str, verify: bool = False) -> Manifest:
 
 
 @contextmanager
-def new_folder(out: Path, kind: str, resumable: bool = False) -> Iterator[Path]:
+def new_folder(out: Path, kind: str, resumable: bool = False, task: str | None = None) -> Iterator[Path]:
     """Yield a folder beside `out`, which takes the place of `out` when the block ends well.
 
     The block writes the manifest. The folder is empty, and when the block fails nothing is left behind; a `resumable`
     one is kept then, and found again by the next call. An older `out` stays as it was until the new one is complete.
-    Raises Misuse when `out` holds something that is not ours, UserError when another run is writing it.
+    Raises Misuse when `out` holds something that is not ours, or is of another task than `task` (None: of any), UserError
+    when another run is writing it.
     """
     out = Path(os.path.realpath(out))  # renames would take a link for what it points to
     if out.exists() and not out.is_dir():
         raise Misuse(f"{out} is a file; --out takes a folder.")
     if out.is_symlink():  # realpath leaves a link only when following it never ends
         raise Misuse(f"{out} is a link that leads back to itself; choose another --out, or remove it.")
-    if out.is_dir() and any(out.iterdir()) and _kind_of(out) != kind:
+    if out.is_dir() and any(out.iterdir()) and _head(out).get("kind") != kind:
         raise Misuse(f"{out} is not empty and is not a {kind} folder; choose another --out, or empty it yourself.")
+    if task:
+        refuse_task(out, kind, task)
     out.parent.mkdir(parents=True, exist_ok=True)
     part, old = out.parent / f".{out.name}.part", out.parent / f".{out.name}.old"
     part.mkdir(exist_ok=True)
@@ -136,6 +139,12 @@ def new_folder(out: Path, kind: str, resumable: bool = False) -> Iterator[Path]:
             out.rename(old)
         part.rename(out)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_task(out: Path, kind: str, task: str) -> None:
+    """Raise Misuse when `out` is complete and of another task: what took hours is not replaced by something else."""
+    if (held := _head(out).get("task", task)) != task:
+        raise Misuse(f"{out} is of the task {held!r}, this is {task!r}: its {kind} would be lost. Choose another --out.")
 
 
 @contextmanager
@@ -198,12 +207,13 @@ def _digest(kind: str, content: dict[str, Any], files: dict[str, dict[str, Any]]
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _kind_of(folder: Path) -> str | None:
+def _head(folder: Path) -> dict[str, Any]:
+    """What the manifest of `folder` says, unchecked; nothing when there is none."""
     try:
         found = json.loads((folder / NAME).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None
-    return found.get("kind") if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def empty(folder: Path) -> None:

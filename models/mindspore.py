@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
-from models.weights_file import renamed
+from models.weights_file import is_plain, renamed
 
 # Parts of names: ours on the left, which is LAVIS's, MindSpore's on the right.
 START = ("Qformer.", "qformer.")
@@ -32,6 +32,7 @@ PARTS = (
     (".norm2.weight", ".layernorm2.gamma"),
     (".norm2.bias", ".layernorm2.beta"),
     (".attn.q_bias", ".attention.dense1.bias"),
+    (".attn.k_bias", ".attention.dense2.bias"),
     (".attn.v_bias", ".attention.dense3.bias"),
     (".attn.proj.", ".attention.projection."),
     (".mlp.fc1.", ".output.mapping."),
@@ -39,7 +40,7 @@ PARTS = (
 )
 BLOCK = re.compile(r"visual_encoder\.blocks\.\d+\.")
 THIRDS = tuple(f"attention.dense{n}.weight" for n in (1, 2, 3))  # queries, keys, values
-KEY_BIAS = "attention.dense2.bias"
+KEY_BIAS = "attn.k_bias"
 SQUARE = "attn.proj.weight"
 
 
@@ -62,22 +63,23 @@ def to_their_name(name: str) -> str:
 
 
 def from_mindspore(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """MindSpore's tensors under our names and in our shapes, and what there is to say about them.
+    """MindSpore's tensors under our names and in our shapes, and what there is to say about them. A bias of keys, which no
+    model of ours has, is among them where it is not zero.
 
-    Raises UserError when a matrix lacks a third, or a key has a bias.
+    Raises UserError when a matrix lacks a third.
     """
-    split = {name for name in tensors if BLOCK.match(name) and BLOCK.sub("", name) in (*THIRDS, KEY_BIAS)}
+    split = {name for name in tensors if BLOCK.match(name) and BLOCK.sub("", name) in THIRDS}
     ours = renamed({name: tensor for name, tensor in tensors.items() if name not in split}, to_our_name, path)
     crossed = 0
     for block in dict.fromkeys(found[0] for name in tensors if (found := BLOCK.match(name))):
-        _refuse_key_bias(path, block, tensors)
+        keys = ours.get(block + KEY_BIAS)
+        if keys is not None and is_plain(keys) and not bool(keys.count_nonzero()):
+            del ours[block + KEY_BIAS]
         if any(block + third in tensors for third in THIRDS):
             ours[f"{block}attn.qkv.weight"] = _joined(path, block, tensors)
         if (square := ours.get(block + SQUARE)) is not None and square.dim() == 2:
             ours[block + SQUARE] = square.t()
         crossed += _turn_feed_forward(block, ours)
-    if (temperature := ours.get("temp")) is not None and temperature.numel() == 1:
-        ours["temp"] = temperature.reshape(())
     said = f"the feed-forward matrices of {crossed} blocks lie under each other's names, as mindformers' converter writes them"
     return ours, (f"{said}: told apart by their shapes",) if crossed else ()
 
@@ -93,15 +95,6 @@ def _joined(path: Path, block: str, tensors: Mapping[str, Tensor]) -> Tensor:
             "Give a complete checkpoint."
         )
     return torch.cat(held)
-
-
-def _refuse_key_bias(path: Path, block: str, tensors: Mapping[str, Tensor]) -> None:
-    bias = tensors.get(block + KEY_BIAS)
-    if bias is not None and bool(bias.count_nonzero()):
-        raise UserError(
-            f"{path}: {block}{KEY_BIAS} is not zero, but the keys of BLIP-2's image encoder have no bias. It adds the same to "
-            "all scores of a query, so the results would not change: set it to zero."
-        )
 
 
 def _turn_feed_forward(block: str, ours: dict[str, Tensor]) -> bool:

@@ -23,6 +23,7 @@ CRC = b"crc_num"  # and may end with this, and the crc32 of all before it, 10 by
 CRC_BYTES = 10
 BLOCK = 1 << 24  # bytes per step of the checksum
 LONGEST_VARINT = 10  # bytes
+MOST_NUMBERS = 2**62  # of one tensor; PyTorch counts no further
 SKIPPED = {1: 8, 5: 4}  # wire type -> bytes of a number that no field of ours has
 DTYPES = {
     "Bool": torch.bool,
@@ -166,6 +167,8 @@ def _tensor(memory: mmap.mmap, pieces: list[Piece]) -> Tensor:
         dims = ()  # how MindSpore 1 writes a single number
     if prod(dims) * dtype.itemsize != held:
         raise DamagedError(f"{first.tag!r} has {held:,} bytes, its shape takes {prod(dims) * dtype.itemsize:,}")
+    if prod(max(size, 1) for size in dims) > MOST_NUMBERS:  # where one size is 0, the bytes do not tell
+        raise DamagedError(f"{first.tag!r} has the impossible shape {dims}")
     if held == 0:
         return torch.empty(dims, dtype=dtype)
     starts = [(piece.content.start, piece.content.stop - piece.content.start) for piece in pieces]

@@ -15,12 +15,12 @@ from models.positions import NAMES as POSITIONS
 from models.positions import side_of
 
 # Size in the configuration -> a tensor and the axis that shows it. Of several for one size the first one there.
-ENCODER = (
+VIT_SIZES = (
     ("vision.width", "visual_encoder.cls_token", 2),
     ("vision.patch", "visual_encoder.patch_embed.proj.weight", 3),
     ("vision.mlp", "visual_encoder.blocks.0.mlp.fc1.weight", 0),
 )
-CLIP_ENCODER = (
+CLIP_SIZES = (
     ("vision.width", "visual_encoder.class_embedding", 0),
     ("vision.patch", "visual_encoder.conv1.weight", 3),
     ("vision.mlp", "visual_encoder.transformer.resblocks.0.mlp.c_fc.weight", 0),
@@ -38,10 +38,10 @@ def _reader(part: str, where: str) -> tuple[tuple[str, str, int], ...]:
 
 
 SIZES = {
-    BlipConfig: (*ENCODER, *_reader("text", "text_encoder"), ("embed", "vision_proj.weight", 0)),
+    BlipConfig: (*VIT_SIZES, *_reader("text", "text_encoder"), ("embed", "vision_proj.weight", 0)),
     Blip2Config: (
-        *ENCODER,
-        *CLIP_ENCODER,
+        *VIT_SIZES,
+        *CLIP_SIZES,
         ("vision.width", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight", 1),  # without an image encoder
         *_reader("qformer", "Qformer.bert"),
         ("qformer.queries", "query_tokens", 1),
@@ -58,6 +58,7 @@ DEPTHS = {
         "qformer.depth": r"Qformer\.bert\.encoder\.layer\.(\d{1,4})\.",
     },
 }
+CROSS = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d{1,4})\.crossattention\.")
 KINDS = {EVA: "visual_encoder.cls_token", CLIP: "visual_encoder.class_embedding"}  # of BLIP-2's image encoder
 
 
@@ -102,6 +103,9 @@ def _shown(kind: type[Config], tensors: Mapping[str, Tensor]) -> dict[str, int |
         for encoder, name in KINDS.items():
             if name in tensors:
                 found["vision.kind"] = encoder
+        crossed = sorted({int(match[1]) for name in tensors if (match := CROSS.match(name))})
+        if len(crossed) > 1:
+            found["qformer.cross_every"] = crossed[1] - crossed[0]
     return found
 
 

@@ -46,6 +46,11 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def output(self, name: str) -> TensorSpec:
+        """The output of that name, which the graph has."""
+        (found,) = (tensor for tensor in self.outputs if tensor.name == name)
+        return found
+
     def bind(self, batch: int, length: int) -> GraphSpec:
         """The static form: every axis a number."""
         return GraphSpec(

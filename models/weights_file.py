@@ -31,6 +31,7 @@ from models.mindspore_file import FIRST, DamagedError, read_mindspore
 SINGLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 EXTRAS = "lavis_extras.safetensors"  # what transformers has no place for, in a folder that models.convert wrote
 LISTED = 10  # names in one message
+SHOWN = 24  # bytes of a file that is of no known form
 AGAIN = "Copy or download it again."
 
 
@@ -61,7 +62,7 @@ def read_weights(path: Path) -> Weights:
     safe = True
     for file in files:
         with file.open("rb") as opened:
-            start = opened.read(9)
+            start = opened.read(SHOWN)
         if not start:
             raise UserError(f"{file} is empty (0 bytes). {AGAIN}")
         found, others, pickled = _read(file, start)
@@ -104,7 +105,7 @@ def aligned(tensor: Tensor) -> Tensor:
 def _read(file: Path, start: bytes) -> tuple[dict[str, Tensor], list[str], bool]:
     """Tensors of one file that begins with `start`, the names of what else it holds, and whether it is a pickle."""
     # Eight bytes of length, then JSON. By the name only for torch's sake, which follows it into safetensors.
-    if start[8:] == b"{" or file.suffix == ".safetensors":
+    if start[8:9] == b"{" or file.suffix == ".safetensors":
         return _read_safetensors(file), [], False
     if start[:1] == FIRST:
         try:
@@ -114,18 +115,22 @@ def _read(file: Path, start: bytes) -> tuple[dict[str, Tensor], list[str], bool]
     zipped = start[:2] == b"PK"
     if zipped and _is_numpy(file):
         return *_read_numpy(file), False
-    if file.suffix == ".ckpt" and not zipped and start[:1] != pickle.PROTO:
-        raise UserError(
-            f"{file} is no checkpoint that MindSpore or PyTorch wrote, or it is encrypted (MindSpore's enc_key). "
-            "Save it without a key, or copy it again."
-        )
+    if not zipped and start[:1] != pickle.PROTO:
+        if file.suffix == ".ckpt":
+            raise UserError(
+                f"{file} is no checkpoint that MindSpore or PyTorch wrote, or it is encrypted (MindSpore's enc_key). "
+                "Save it without a key, or copy it again."
+            )
+        begin = repr(start).removeprefix("b")
+        raise UserError(f"{file} is neither a PyTorch checkpoint nor a safetensors file: it begins with {begin}. {AGAIN}")
     content = _read_torch(file, mapped=zipped)
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}, expected a dictionary of tensors. Give a checkpoint of BLIP.")
     state = content["model"] if isinstance(content.get("model"), dict) else content
     beside = [str(name) for name in content if state is not content and name != "model"]
-    beside += [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}, beside, True
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor) and not value.is_nested}
+    beside += [str(name) for name in state if str(name) not in tensors]
+    return tensors, beside, True
 
 
 def _files(path: Path) -> tuple[Path, ...]:

@@ -34,13 +34,15 @@ TRANSFORMERS = {"format": "pt"}  # without it transformers refuses a file
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `tensors` as one safetensors file. Raises UserError for a tensor that the format has no type for."""
+    """Write `tensors` as one safetensors file. Raises UserError for a tensor that the format has no type or no name for."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type != "cpu":
             kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
             raise UserError(f"{listed([name])} holds {kind}, which safetensors has no place for. Remove it from the checkpoint.")
+        if name in header or any("\ud800" <= letter <= "\udfff" for letter in name):  # half a character
+            raise UserError(f"{listed([ascii(name)])} is no name for a tensor in safetensors. Remove it from the checkpoint.")
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()

@@ -1,7 +1,8 @@
 """From the outputs/ and data/ of zero-shot classification to report/: report.json and predictions.json for programs,
 report.html and report.txt for people, and the predictions once more as mindformers writes them. Runs no model.
 
-When no class of the data is among the labels, nothing can be right: then there is no accuracy, and the rest is as always.
+When a class that has pictures is not among the labels, these could never be right: then there is no accuracy, but the
+sentence why (top1.obstacle) in its place, and the rest is as always: the pictures, their labels, the predictions.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ LETTERS = 28  # of a name in the text
 def write(outputs: Path, data: Path | None, out: Path, verify: bool = False) -> Report:
     """Make the folder `out` of the outputs/ folder and its data/ folder (None: where the outputs say it is).
 
-    Raises UserError when a folder is damaged or does not belong to the other, when a probability is none, or when some of
-    the pictures' classes are among the labels and others are not; Misuse when `out` is something else's. Then no report is
-    left, and an older one stays.
+    Raises UserError when a folder is damaged or does not belong to the other, or when a probability is
+    none; Misuse when `out` is something else's. Then no report is left, and an older one stays.
     """
     run, source = _read(outputs, data, verify)
-    with manifest.new_folder(out, "report") as folder:
+    with manifest.new_folder(out, "report", task="classify") as folder:
         found, label = answers(run.probability), np.asarray(source.label)
-        target = top1.targets(source.classes, run.labels, label)
-        accuracy = None if target is None else top1.assess(found.label, label, target, len(run.labels))
+        target = top1.targets(source.classes, run.labels)
+        why = top1.obstacle(target, label, source.classes, len(run.labels))
+        accuracy = None if why else top1.assess(found.label, label, target, len(run.labels))
         said = _facts(run, source)
-        record = {"task": "classify", **_record(accuracy, run.labels, source.classes), **said}
+        record = {"task": "classify", **_record(accuracy, run.labels, source.classes), "no_accuracy": why, **said}
         manifest.write_text(folder / "report.json", json.dumps(record, indent=1) + "\n")
         listed = predictions(found, run.labels)
         manifest.write_text(folder / "predictions.json", json.dumps(listed) + "\n")
         manifest.write_text(folder / RESULT, str(listed))
-        html = _page(run, source, found, accuracy, {**said, "command": manifest.command()})
+        html = _page(run, source, found, accuracy, why, {**said, "command": manifest.command()})
         manifest.write_text(folder / "report.html", html)
-        text = _text(accuracy, said["counts"], run.labels, source.classes)
+        text = _text(accuracy, why, said["counts"], run.labels, source.classes)
         manifest.write_text(folder / "report.txt", text + "\n")
         content = {"task": "classify", "metrics": record["metrics"]}
         manifest.write(folder, "report", content | {part: said[part] for part in ("outputs", "data", "graphs")})
@@ -126,12 +127,13 @@ def _record(accuracy: Accuracy | None, labels: Sequence[str], classes: Sequence[
     }
 
 
-def _text(accuracy: Accuracy | None, counts: dict[str, int], labels: Sequence[str], classes: Sequence[str]) -> str:
+def _text(
+    accuracy: Accuracy | None, why: str | None, counts: dict[str, int], labels: Sequence[str], classes: Sequence[str]
+) -> str:
     """What is shown on a screen."""
     head = f"{counts['pictures']:,} pictures of {counts['classes']:,} classes, {counts['labels']:,} labels"
     if accuracy is None:
-        some = ", ".join(map(_plain, labels[:TOP])) + (", …" if len(labels) > TOP else "")
-        return f"{head}.\n\nNo picture's class is among the labels ({some}): no accuracy. The answers are in predictions.json."
+        return f"{head}.\n\n{why} The answers are in predictions.json."
     lines = [f"{head}. Accuracy in percent:", ""]
     for name, value in (
         ("Top-1", accuracy.top1),
@@ -157,7 +159,9 @@ def _plain(name: str) -> str:
     return clip("".join(letter if letter.isprintable() else "?" for letter in name), LETTERS)
 
 
-def _page(run: ClassifyOutputs, data: ClassifyData, found: Answers, accuracy: Accuracy | None, said: dict[str, Any]) -> str:
+def _page(
+    run: ClassifyOutputs, data: ClassifyData, found: Answers, accuracy: Accuracy | None, why: str | None, said: dict[str, Any]
+) -> str:
     label, picture = np.asarray(data.label), Pictures(data)
     target = None if accuracy is None else accuracy.target[label]  # (N,)
     hit = np.zeros(len(label), bool) if target is None else found.label[:, 0] == target  # (N,)
@@ -170,6 +174,7 @@ def _page(run: ClassifyOutputs, data: ClassifyData, found: Answers, accuracy: Ac
         "classify.html",
         said,
         accuracy=accuracy,
+        why=why,
         drawing=None if accuracy is None else _drawing(accuracy, data.classes),
         confused=[] if accuracy is None else top1.confused(accuracy)[:CONFUSED],
         classes=data.classes,

@@ -1,7 +1,8 @@
 """Accuracy of zero-shot classification, from the best labels of every picture.
 
 N pictures, C classes of the data, L labels that the pictures were compared with. A label that is no class of the data is a
-distractor: it can only be wrong. A label names a class when their texts are the same, but for the blanks around them.
+distractor: it can only be wrong. A label names a class when their texts are the same, but for the blanks around them. When
+pictures have a class that no label names, they could never be right: then there is no accuracy, but a sentence that says so.
 Equal probabilities: see postprocess.answers.
 """
 
@@ -12,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.errors import UserError
 from postprocess.answers import TOP
 
-SHOWN = 5  # classes that an error names
+SHOWN = 5  # classes that the reason for no accuracy names
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,26 @@ class Accuracy:
     confusion: Confusion
 
 
-def targets(classes: Sequence[str], labels: Sequence[str], label: np.ndarray) -> np.ndarray | None:
-    """(C,) int64: which of the `labels` names each class, -1 for none. `label` (N,) numbers the classes of the pictures.
-
-    None when no picture's class is among the labels: then there is nothing to be right about. Raises UserError when some
-    pictures' classes are there and others are not, for these could never be found.
-    """
+def targets(classes: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """(C,) int64: which of the `labels` names each class, -1 for none."""
     numbers = {name.strip(): number for number, name in enumerate(labels)}
-    target = np.array([numbers.get(name.strip(), -1) for name in classes], np.int64)  # (C,)
+    return np.array([numbers.get(name.strip(), -1) for name in classes], np.int64)  # (C,)
+
+
+def obstacle(target: np.ndarray, label: np.ndarray, classes: Sequence[str], labels: int) -> str | None:
+    """Why there is no accuracy for pictures of the classes `label` (N,): the sentence counts the classes that `target` (C,)
+    finds no label for, and names the first. None when every picture's class has its label."""
     asked = np.unique(label)
     missing = asked[target[asked] < 0]
-    if len(missing) == len(asked):
+    if not len(missing):
         return None
-    if len(missing):
-        names = ", ".join(ascii(classes[number][:60]) for number in missing[:SHOWN])
-        more = f" and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
-        raise UserError(
-            f"{len(missing):,} of the {len(asked):,} classes that the pictures have are not among the {len(labels):,} labels of "
-            f"the run: {names}{more}. Run blip-run classify again with labels that name every class."
-        )
-    return target
+    names = ", ".join(ascii(classes[number][:60]) for number in missing[:SHOWN])
+    more = f" and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
+    are = "is" if len(missing) == 1 else "are"
+    return (
+        f"No accuracy: {len(missing):,} of the {len(asked):,} classes that the pictures have {are} not among the {labels:,} "
+        f"labels of the run: {names}{more}."
+    )
 
 
 def assess(top: np.ndarray, label: np.ndarray, target: np.ndarray, labels: int) -> Accuracy:

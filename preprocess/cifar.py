@@ -1,9 +1,11 @@
 """CIFAR-100 and CIFAR-10 in the Python version that their authors publish: pickles, read so that nothing in them runs.
 
-A pickle is a program for a machine that can call any function of Python. Here the machine knows two names of numpy, and
-both stand for records of ours: the array is made from what they recorded, after its type, shape and size were checked.
+A pickle is a program for a machine that can call any function of Python. Here the machine knows the few names that arrays
+and bytes are written with (KNOWN), and all stand for classes of ours: the array is made from what they recorded, after its
+type, shape and size were checked.
 
-Forms: https://www.cs.toronto.edu/~kriz/cifar.html. Written by Python 2, so the keys may be bytes. N pictures, C classes.
+Forms: https://www.cs.toronto.edu/~kriz/cifar.html. Written by Python 2, so the keys may be bytes; written again by Python 3,
+any of the protocols 0 to 5. N pictures, C classes.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ LABELS = ("fine", "coarse")  # 100 classes or 20 groups of them
 SIDE = 32  # pixels
 ROW = 3 * SIDE * SIDE  # bytes: the red plane, the green one, the blue one
 LARGEST = 1 << 28  # bytes; the largest official file, the train part of CIFAR-100, has 155 MB
-MOST_STEPS = 1_000_000  # of one pickle; that file takes some 200,000
-MOST_TUPLES = 100  # an array takes 6. Hashing tuples within tuples without end would overflow Python's stack
+MOST_STEPS = 1_000_000  # of one pickle; that file takes some 200,000, or 700,000 where bytes are written as calls
+MOST_TUPLES = 100  # beside arguments; an array takes 6. Hashing tuples within tuples without end would overflow the stack
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,33 @@ class Dtype(Array):
         """Byte order and alignment, which a byte has none of."""
 
 
-KNOWN = {
+class Encoded(Array):
+    """Stands for the call that makes bytes of a text in protocols 0 to 2. It gives the text, which says the same as a string
+    of Python 2 does: a copy for each of a million calls on one large text would take any memory."""
+
+    def __new__(cls, text: Any, encoding: Any) -> Any:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise TypeError("bytes are written as the latin1 of a text")
+        return text
+
+
+class Empty(Array):
+    """The same for no bytes, which have no arguments: those that bytes() takes could ask for any memory."""
+
+    def __new__(cls) -> Any:
+        return ""
+
+
+KNOWN: dict[tuple[str, str], type] = {
     ("numpy.core.multiarray", "_reconstruct"): Array,
     ("numpy._core.multiarray", "_reconstruct"): Array,  # numpy 2
+    ("numpy.core.numeric", "_frombuffer"): Array,  # protocol 5
+    ("numpy._core.numeric", "_frombuffer"): Array,
     ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): Dtype,
+    ("_codecs", "encode"): Encoded,
+    ("__builtin__", "bytes"): Empty,  # as Python 3 calls it for Python 2
+    ("builtins", "bytes"): Empty,
 }
 
 
@@ -157,11 +181,18 @@ def _check_steps(data: bytes, path: Path) -> None:
     Python's unpickler sets memory aside for the sizes that a pickle declares before it looks whether they are there; this
     walk over its steps does not.
     """
-    tuples = 0
+    tuples, fresh, kept = 0, False, set()
     for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        tuples += opcode.name.startswith("TUPLE")
+        put = opcode.name.endswith("PUT")
+        if opcode.name.startswith("TUPLE"):
+            tuples, fresh = tuples + 1, True
+        elif fresh and put:
+            kept.add(argument)
+        else:  # A tuple that a call takes at once is in no other, unless it is fetched from the memo again.
+            tuples += (opcode.name.endswith("GET") and argument in kept) - (fresh and opcode.name == "REDUCE")
+            fresh = False
         # PUT, BINPUT, LONG_BINPUT: the memo is a list as long as the largest number. Picklers count from 0 or 1.
-        numbered = opcode.name.endswith("PUT") and isinstance(argument, int) and argument > step
+        numbered = put and isinstance(argument, int) and argument > step
         if numbered or step > MOST_STEPS or tuples > MOST_TUPLES:
             raise UserError(f"{path} is refused: it asks for more memory than the pictures and labels of CIFAR take.")
 
@@ -200,9 +231,16 @@ def _read_batch(path: Path, key: str, classes: int) -> tuple[np.ndarray, list[in
 def _pixels(value: Any, path: Path) -> np.ndarray:
     """(N, 32, 32, 3) uint8, from what an array was to be made of."""
     expected = f"expected uint8 (N, {ROW:,})"
-    match value:
-        case Array(
-            state=(_, (int(rows), int(columns)), Dtype(state=(str(dtype), *_)), bool(by_columns), str() | bytes() as raw)
+    made = value.state if isinstance(value, Array) else None
+    match made:
+        case (_, shape, kind, bool(by_columns), raw):  # by _reconstruct; now as _frombuffer has it
+            made = (raw, kind, shape, "F" if by_columns else "C")
+    match made:
+        case (
+            (str() | bytes() | bytearray()) as raw,
+            Dtype(state=(str(dtype), *_)),
+            (int(rows), int(columns)),
+            ("C" | "F") as order,
         ) if max(rows, columns) < LARGEST:
             if (dtype, columns) != ("u1", ROW) or rows < 1:
                 raise UserError(f"{path}: its data is {dtype[:20]!a} ({rows:,}, {columns:,}); {expected}.")
@@ -212,7 +250,7 @@ def _pixels(value: Any, path: Path) -> np.ndarray:
     data = raw.encode("latin1", "backslashreplace") if isinstance(raw, str) else raw
     if len(data) != rows * columns:
         raise UserError(f"{path}: its data has {len(data):,} bytes for {rows:,} pictures of {ROW:,}. Unpack the archive again.")
-    table = np.frombuffer(data, np.uint8).reshape((rows, columns), order="F" if by_columns else "C")  # (N, 3072)
+    table = np.frombuffer(data, np.uint8).reshape((rows, columns), order=order)  # (N, 3072)
     return table.reshape(rows, 3, SIDE, SIDE).transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
 
 

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.blip import BlipPretrain, BlipRetrieval
-from models.checkpoint import huggingface_config, load_model, to_huggingface
+from models.checkpoint import load_model
 from models.config import BlipConfig, preset
 from models.errors import UserError
-from models.huggingface import to_our_name, to_their_name
+from models.huggingface import huggingface_config, to_huggingface, to_our_name, to_their_name
 from models.manifest import file_record
 from tests.make_checkpoint import checkpoint, main
 from tests.tiny import TINY, random_model
@@ -391,6 +391,7 @@ def half(path: Path) -> bytes:
         ("zero.safetensors", lambda path: b"", "is empty (0 bytes)"),
         ("truncated.pth", half, "is a damaged or incomplete PyTorch file (PytorchStreamReader failed"),
         ("page.pth", lambda path: b"<html>404 Not Found</html>", "is neither a PyTorch checkpoint nor a safetensors file"),
+        ("text.pth", lambda path: b"epoch,loss\n1,2\n", "a safetensors file: it begins with 'epoch,loss\\n1,2\\n'. Copy or"),
         ("noise.pth", lambda path: bytes(range(255, 0, -1)), "is neither a PyTorch checkpoint nor a safetensors file"),
         (
             "pickle.pth",

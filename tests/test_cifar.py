@@ -91,19 +91,34 @@ def test_the_official_form(tmp_path: Path) -> None:
     assert (coarse.labels, coarse.classes) == ([0, 1, 0, 1, 0, 1], COARSE)
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 3, 4])
+@pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("kind", [str, str.encode])
 def test_written_again_by_python_3(tmp_path: Path, protocol: int, kind: Callable[[str], Any]) -> None:
     place = write_cifar100(tmp_path, batch())
-    values = {kind(key): value for key, value in batch().items()}
-    if protocol < 3:  # there Python 3 writes bytes as a call of a function
-        values = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in batch().items()}
-    (place / "test").write_bytes(pickle.dumps(values, protocol))
-    if protocol < 3:
-        with pytest.raises(UserError, match=r"its data is a list; expected uint8 \(N, 3,072\)\."):
-            read_cifar(place)
-    else:
+    names = [kind(name) for name in batch()["filenames"]]
+    frozen = pictures()
+    frozen.setflags(write=False)  # bytes, in protocol 5, and not a bytearray
+    for data in (pictures(), np.asfortranarray(pictures()), np.repeat(pictures(), 2, axis=1)[:, ::2], frozen):
+        values = {kind(key): value for key, value in batch(filenames=names, data=data, note=kind("")).items()}
+        (place / "test").write_bytes(pickle.dumps(values, protocol))
         check(read_cifar(place))
+
+
+def test_a_protocol_5_array_of_numpy_1(tmp_path: Path) -> None:
+    place = write_cifar100(tmp_path, batch())
+    written, new = pickle.dumps(batch(), 5), b"\x8c\x13numpy._core.numeric"
+    assert (written[:3], written.count(new)) == (b"\x80\x05\x95", 1)
+    body = written[11:].replace(new, b"\x8c\x12numpy.core.numeric")  # without the frame, which counts its bytes
+    (place / "test").write_bytes(written[:2] + body)
+    check(read_cifar(place))
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2])
+def test_as_many_file_names_as_there_are(tmp_path: Path, protocol: int) -> None:
+    """The train part has 50,000 pictures, and each of their names is a call: 700,045 steps at most, measured."""
+    path, names = tmp_path / "train", [b"apple_s_%06d.png" % n for n in range(50_000)]
+    path.write_bytes(pickle.dumps({b"filenames": names, b"fine_labels": [7] * 50_000, b"coarse_labels": [8] * 50_000}, protocol))
+    assert load_pickle(path)["filenames"][-1] == "apple_s_049999.png"
 
 
 def test_an_array_kept_by_columns(tmp_path: Path) -> None:
@@ -203,6 +218,11 @@ HARMLESS = {
     "attributes for a class": b"}(S'data'\ncnumpy\ndtype\n(N}S'__init__'\nS'x'\nstbu.",
     "an object of another's memory": b"Pabc\n.",
     "an extension": b"\x82\x01.",
+    "attributes for the maker of bytes": b"}(S'data'\nc_codecs\nencode\n(N}S'__new__'\nS'x'\nstbu.",
+    "another encoding": b"c_codecs\nencode\n(Vx\nVrot13\ntR.",
+    "no encoding": b"c_codecs\nencode\n(Vx\ntR.",
+    "bytes of a number": b"c_codecs\nencode\n(I9\nVlatin1\ntR.",
+    "a buffer that says too much": b"}(S'data'\ncnumpy.core.numeric\n_frombuffer\n(S'x'\nN(J\xff\xff\xff\x7ftS'C'\ntRu.",
 }
 
 
@@ -226,6 +246,8 @@ BOMBS = {
     "memo": b"\x80\x02}r" + struct.pack("<I", 0xFFFFFFF0) + b".",
     "memo, in words": b"}p4294967280\n.",
     "tuples in tuples, hashed": b"\x80\x02}(N" + b"\x85" * 1_000_000 + b"Nu.",
+    "tuples in tuples, by way of calls": b"cnumpy\nndarray\nq\0)q\1" + b"h\0h\1\x85q\1R" * 20_000 + b"}h\1Ns.",
+    "empty bytes": b"c__builtin__\nbytes\n(L1099511627776L\ntR.",
     "more steps than pictures": b"\x80\x02]" + b"]" * 100_000 + b".",
 }
 
@@ -242,6 +264,21 @@ def test_bombs(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> No
             load_pickle(path)
         # Measured: 1.005 MB for the longest, which is the file and 5 kB.
         assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_calls_on_one_text_take_no_memory(tmp_path: Path) -> None:
+    """The same 100 kB as bytes 5,000 times: each honest call has a text of its own."""
+    path, size = tmp_path / "test", 100_000
+    text = b"X" + struct.pack("<I", size) + b"x" * size + b"q\0"
+    calls = b"c_codecs\nencode\nq\1h\0X\6\0\0\0latin1q\2\x86R" + b"h\1h\0h\2\x86R" * 4_999
+    path.write_bytes(b"\x80\2}X\1\0\0\0k(" + text + b"0" + calls + b"ls.")
+    tracemalloc.start()
+    try:
+        assert [len(value) for value in load_pickle(path)["k"]] == [size] * 5_000
+        # Measured: 0.34 MB; 500 MB where the calls are made, by pickle.loads.
+        assert tracemalloc.get_traced_memory()[1] < 1e6
     finally:
         tracemalloc.stop()
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.config import PRESETS, from_dict, from_file, preset, to_dict
+from models.config import PRESETS, STAGE1, from_dict, from_file, preset, to_dict
 from models.errors import Misuse, UserError
-from tests.tiny import TINY
+from tests.tiny import TINY, TINY2
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -62,6 +63,23 @@ def test_fields_with_a_default_may_be_left_out(tmp_path: Path) -> None:
     assert found.protocol.max_words == 30
     values["protocol"] = {"k_test": 7}
     assert from_dict(values, "here").protocol.k_test == 7
+
+
+def test_fields_of_blip2s_protocol_that_are_left_out_are_blip2s() -> None:
+    values = to_dict(TINY2)
+    for given in ({}, {"k_test": 7}):
+        values["protocol"] = given
+        assert from_dict(values, "here").protocol == dataclasses.replace(STAGE1, **given)
+    del values["protocol"]
+    assert from_dict(values, "here").protocol == STAGE1
+    assert (STAGE1.encode_token, STAGE1.max_words, STAGE1.k_test) == ("[CLS]", 50, 128)
+
+
+def test_errors_name_the_reader_of_the_text() -> None:
+    values = to_dict(TINY2)
+    values["protocol"]["max_length"] = 37
+    with pytest.raises(UserError, match=r"protocol.max_length is 37, but qformer.positions is only 36\."):
+        from_dict(values, "here")
 
 
 def test_numbers_at_the_edge_of_what_is_allowed() -> None:

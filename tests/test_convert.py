@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from models import conversion, write_weights
 from models.blip2 import Blip2Stage1
-from models.checkpoint import load_model, load_stage1, to_huggingface
+from models.checkpoint import load_model, load_stage1
 from models.config import Blip2Config, Config, from_dict, preset, to_dict
 from models.convert import main
 from models.errors import Misuse
+from models.huggingface import to_huggingface
 from models.manifest import locked
+from models.targets import TARGETS
 from tests.make_checkpoint import checkpoint, encoder_file, stage1_state, without_encoder, write_stage1
 from tests.mindspore_file import mindspore_state, write_ckpt
 from tests.tiny import TINY, TINY2, TINY_CLIP, random_model
@@ -379,6 +382,12 @@ def test_misuse(tmp_path: Path) -> None:
     assert "Did you mean 'blip2-demo'?" in refused(*options, "--model", "blip2-dem", "--out", tmp_path / "o", code=2)
     assert "mindspore" in refused("--from", "x", "--to", "mindspore", "--out", tmp_path / "o", code=2)
     assert "There is no checkpoint" in refused(*options, "--out", tmp_path / "o")
+
+
+def test_targets_are_typed_once() -> None:
+    kind = next(option.type for option in main.params if option.name == "to")
+    assert isinstance(kind, click.Choice)
+    assert tuple(kind.choices) == TARGETS
 
 
 def test_missing_torch_is_one_sentence() -> None:

@@ -114,10 +114,6 @@ def test_names_go_both_ways(state: State) -> None:
     ("change", "said"),
     [
         (
-            lambda t: t[f"{BLOCK}attention.dense2.bias"][:1].fill_(1e-3),
-            f"{BLOCK}attention.dense2.bias is not zero, but the keys of BLIP-2's image encoder have no bias.",
-        ),
-        (
             lambda t: t.pop(f"{BLOCK}attention.dense3.weight"),
             f"{BLOCK}attention.dense1, 2 and 3 are (48, 48), (48, 48), missing, expected three matrices of one shape.",
         ),
@@ -134,7 +130,7 @@ def test_names_go_both_ways(state: State) -> None:
         (lambda t: t[f"{BLOCK}layernorm1.gamma"][:1].fill_(float("nan")), f"NaN or infinity in {BLOCK}layernorm1.gamma."),
         (lambda t: t.update({"ln_vision.weight": torch.zeros(48)}), "holds ln_vision.weight twice"),
     ],
-    ids=["key bias", "third missing", "third misshaped", "matrix missing", "bias missing", "row", "NaN", "twice"],
+    ids=["third missing", "third misshaped", "matrix missing", "bias missing", "row", "NaN", "twice"],
 )
 def test_tensors_that_do_not_fit(tmp_path: Path, state: State, change: Callable[[State], object], said: str) -> None:
     theirs = mindspore_state(state)

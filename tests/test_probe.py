@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from models import config
 from models.blip2 import Blip2Stage1
-from models.checkpoint import to_huggingface
+from models.huggingface import to_huggingface
 from preprocess.text import CaptionTokenizer
 from tests.chain import TOKENS
 from tests.test_stage1 import plain_itc, plain_itm, plain_lm, plain_negatives, plain_sims

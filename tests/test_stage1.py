@@ -342,6 +342,7 @@ def test_the_command_freezes_an_image_encoder_it_is_given(kind: str, pictures: P
     out = tmp_path / "weights.safetensors"
     result = command(pictures, "--config", tmp_path / "sizes.json", "--vit-checkpoint", tmp_path / "vit.pth", "--out", out)
     assert result.exit_code == 0, result.output
+    assert f"checkpoint {tmp_path / 'vit.pth'} (lavis layout" in result.output
     trained, start = checkpoint.load(out), fresh(cfg, seed=Options.seed)
     for name, tensor in given.state_dict().items():
         assert torch.equal(trained.visual_encoder.state_dict()[name], tensor)
@@ -357,7 +358,7 @@ def test_the_command_freezes_an_image_encoder_it_is_given(kind: str, pictures: P
         (["--model", "blip2-dmo"], 2, "Did you mean 'blip2-demo'?"),
         (["--model", "blip2-demo", "--config", "c.json"], 2, "both give the sizes"),
         (["--vit-checkpoint", "none.pth"], 1, "no checkpoint none.pth"),
-        (["--vit-checkpoint", "TEXT"], 1, "damaged or incomplete"),
+        (["--vit-checkpoint", "TEXT"], 1, "neither a PyTorch checkpoint nor a safetensors file: it begins with 'hello'"),
         (["--vit-checkpoint", "WIDER"], 1, "vision.width"),
         (["--vit-checkpoint", "WITHOUT"], 1, "no image encoder"),
         (["--lr", 1e30, "--steps", 3, "--validate-every", 3], 1, "not a number at step"),

@@ -15,8 +15,8 @@ from tests.classify_run import softmax
 
 def judged(probability: np.ndarray, label: list[int], classes: list[str], labels: list[str]) -> Accuracy:
     kinds = np.array(label)
-    target = top1.targets(classes, labels, kinds)
-    assert target is not None
+    target = top1.targets(classes, labels)
+    assert top1.obstacle(target, kinds, classes, len(labels)) is None
     return top1.assess(answers(probability).label, kinds, target, len(labels))
 
 
@@ -123,19 +123,24 @@ def test_five_labels_have_no_top5() -> None:
 
 
 def test_classes_and_labels_are_matched_by_their_names() -> None:
-    label = np.array([0, 1, 1])
-    assert np.array_equal(top1.targets(["cat", " dog "], ["dog", "tree", "cat"], label), [2, 0])
-    assert np.array_equal(top1.targets(["cat", "dog", "cow"], ["dog", "cat"], label), [1, 0, -1])  # no picture of a cow
-    assert top1.targets(["cat", "dog"], ["tree", "Cat"], label) is None
-    assert top1.targets(["cat", "dog", "cow"], ["cow"], label) is None  # no picture of a cow
+    assert np.array_equal(top1.targets(["cat", " dog "], ["dog", "tree", "cat"]), [2, 0])
+    assert np.array_equal(top1.targets(["cat", "dog"], ["tree", "Cat"]), [-1, -1])
 
 
-def test_some_classes_without_a_label_are_named() -> None:
-    classes = [f"class {n}" for n in range(9)]
-    with pytest.raises(UserError, match=r"2 of the 3 classes .* not among the 1 labels of the run: 'a', 'c'\. Run blip-run"):
-        top1.targets(["a", "b", "c"], ["b"], np.arange(3))
-    with pytest.raises(UserError, match=r"'class 1', .*, 'class 5' and 3 more\."):
-        top1.targets(classes, ["class 0"], np.arange(9))
+def why_none(classes: list[str], labels: list[str], label: list[int]) -> str | None:
+    return top1.obstacle(top1.targets(classes, labels), np.array(label), classes, len(labels))
+
+
+def test_classes_without_a_label_are_counted_and_named() -> None:
+    start = "No accuracy: "
+    assert why_none(["cat", "dog", "cow"], ["dog", "cat"], [0, 1, 1]) is None  # no picture of a cow
+    said = "1 of the 1 classes that the pictures have is not among the 1 labels of the run: 'cat'."
+    assert why_none(["cat", "cow"], ["cow"], [0, 0]) == start + said
+    said = "2 of the 3 classes that the pictures have are not among the 1 labels of the run: 'a', 'c'."
+    assert why_none(["a", "b", "c"], ["b"], [2, 1, 0]) == start + said
+    many = why_none([f"class {n}" for n in range(9)], ["class 0"], list(range(9)))
+    assert many is not None
+    assert many.endswith(": 'class 1', 'class 2', 'class 3', 'class 4', 'class 5' and 3 more.")
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def stage1_command(name: str | None, config_file: Path | None, vit_checkpoint: P
     fresh = Blip2Stage1(cfg)
     initialise(fresh, options.seed)
     if vit_checkpoint is not None:
-        load_image_encoder(fresh, vit_checkpoint)
+        click.echo("\n".join(load_image_encoder(fresh, vit_checkpoint).lines()))
         freeze_image_encoder(fresh)
     run(fresh, losses_of, files, workers, options, typed())
 

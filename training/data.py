@@ -83,7 +83,8 @@ def batches(count: int, batchsize: int, together: int, rng: np.random.Generator)
         nearest = max(per_batch, 1) * together
         raise Misuse(f"--batchsize is {batchsize}, no multiple of --together {together}. Choose {nearest}.")
     if per_batch > groups:
-        raise Misuse(f"--batchsize is {batchsize:,}, but there are only {groups * together:,} pictures to choose from.")
+        rows = f" in whole rows of --together {together}" if groups * together < count else ""
+        raise Misuse(f"--batchsize is {batchsize:,}, but there are only {groups * together:,} pictures{rows} to choose from.")
     while True:
         order = rng.permutation(groups)
         for start in range(0, groups - per_batch + 1, per_batch):
