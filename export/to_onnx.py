@@ -87,7 +87,7 @@ def _trace_dynamic(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...],
         output_names=[t.name for t in spec.outputs],
         custom_translation_table={torch.ops.aten.gelu.default: _gelu} if opset < 20 else None,
         verbose=False,
-        optimize=False,  # with the weights, that is
+        optimize=False,  # not yet: it would fold some of the weights
     )
     assert program is not None
     graph, parameters = program.model.graph, module.state_dict().keys()

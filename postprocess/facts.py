@@ -45,9 +45,10 @@ def complete(run: Manifest, data: Manifest) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        task = run.content["task"]
         raise UserError(
             f"{run.folder / manifest.NAME} or {data.folder / manifest.NAME} lacks or garbles {error}. "
-            f"Run {manifest.MADE_WITH['data']} and {manifest.MADE_WITH['outputs']} again."
+            f"Run {manifest.MADE_WITH['data']} {task} and {manifest.MADE_WITH['outputs']} {task} again."
         ) from error
 
 

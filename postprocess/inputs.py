@@ -61,4 +61,4 @@ def _check(run: RetrievalOutputs, data: RetrievalData) -> None:
 
 
 def _again() -> str:
-    return f"Run {manifest.MADE_WITH['outputs']} again."
+    return f"Run {manifest.MADE_WITH['outputs']} retrieval again."

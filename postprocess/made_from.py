@@ -26,20 +26,23 @@ def open_data(run: Manifest, data: Path | None, read: Callable[[Path], Data]) ->
 
     Raises UserError when the outputs name none, when there is no such folder, or when they were made from another.
     """
-    again = f"Run {manifest.MADE_WITH['outputs']} again."
+    task = run.content["task"]  # the data's too
+    again = f"{manifest.MADE_WITH['outputs']} {task} again."
     try:
         made_from = run.content["data"]
         recorded, digest = Path(made_from["folder"]), str(made_from["digest"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{run.folder / manifest.NAME} does not say which data it was made from ({error}). {again}") from error
+        raise UserError(
+            f"{run.folder / manifest.NAME} does not say which data it was made from ({error}). Run {again}"
+        ) from error
     folder = data or recorded
     if not folder.is_dir():
-        hint = f"Write it again with {manifest.MADE_WITH['data']}." if data else "Name the data folder with --data."
+        hint = f"Write it again with {manifest.MADE_WITH['data']} {task}." if data else "Name the data folder with --data."
         raise UserError(f"{run.folder} was made from {recorded}, and there is no folder {folder}. {hint}")
     found = read(folder)
     if found.source.digest != digest:
         raise UserError(
             f"{run.folder}: these outputs were made from another data folder (digest {digest[:12]}; {folder} has "
-            f"{found.source.digest[:12]}). Name the right one with --data, or run {manifest.MADE_WITH['outputs']} again."
+            f"{found.source.digest[:12]}). Name the right one with --data, or run {again}"
         )
     return found

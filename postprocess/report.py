@@ -33,7 +33,7 @@ def write(outputs: Path, data: Path | None, out: Path, keys: str = "blip", verif
     belong to the other, and Misuse when `out` is something else's; then no report is left.
     """
     run, source = inputs.read(outputs, data, verify)
-    with manifest.new_folder(out, "report") as folder:
+    with manifest.new_folder(out, "report", task="retrieval") as folder:
         found = recall.assess(run, source.image_of_text)
         metrics = {"reranked": recall.metrics(found.reranked), "itc": recall.metrics(found.itc), "chance": found.chance}
         said = _facts(run, source)

@@ -36,7 +36,7 @@ def write_classify(found: Labelled, graphs: Path, out: Path, options: Options) -
     config = with_interpolation(config, options.interpolation)
     found = found.first(options.limit)
     broken = find_broken(found.pictures, options)  # before anything is decoded
-    with manifest.new_folder(out, "data") as folder:
+    with manifest.new_folder(out, "data", task="classify") as folder:
         written = write_pictures(folder, found.pictures, broken, config, options)
         label = np.array([found.labels[i] for i in written.kept], np.int64)  # (N,)
         with closing(Writer(folder, "label", "int64", label.shape, options.layout)) as writer:

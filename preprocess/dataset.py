@@ -230,6 +230,8 @@ def _retrieval(found: manifest.Manifest) -> RetrievalData:
     }
     if len(set(counts.values())) > 1 or len(data.images) != len(data.img):
         raise _contradiction(found, f"{counts}, {len(data.images)} images for {len(data.img)} in img")
+    if data.image_of_text.ndim != 1:
+        raise _contradiction(found, f"image_of_text is {data.image_of_text.shape}, expected one number for a caption")
     if len(data.captions) and not 0 <= data.image_of_text.min() <= data.image_of_text.max() < len(data.images):
         raise _contradiction(found, f"a caption belongs to a picture beyond the {len(data.images)} images")
     return data
@@ -269,7 +271,8 @@ def _classify(found: manifest.Manifest) -> ClassifyData:
         raise _contradiction(found, str(counts))
     if not isinstance(data.classes, list):
         raise TypeError("its classes, expected a list")
-    if not all(isinstance(name, str) and name.strip() for name in data.classes) or len(set(data.classes)) < len(data.classes):
+    names = {name.strip() for name in data.classes if isinstance(name, str) and name.strip()}
+    if len(names) < len(data.classes):
         raise _contradiction(found, "its classes are not names, each another one")
     label = np.asarray(data.label)  # (N,)
     if label.shape != (len(data.images),) or label.dtype != np.int64:

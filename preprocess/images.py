@@ -46,6 +46,8 @@ def obstacle(path: Path) -> str | None:
         return "does not exist"
     except OSError as error:  # a name that is too long, a folder that may not be read
         return f"cannot be read ({(error.strerror or str(error)).lower()})"
+    except ValueError as error:  # NUL, or half a character, which no annotation can hold but a program can give
+        return f"cannot be read ({error})"
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
         return "is not a file"
     return None if found.st_size else "is empty (0 bytes)"

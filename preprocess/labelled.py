@@ -120,7 +120,7 @@ def from_annotations(path: Path, images: Path) -> Labelled:
         where = f"{path}, entry {number}"
         names.append(picture_path(part(entry, "image", where), where))
         found.append(_label(part(entry, "label", where), classes, f"{where} ({names[-1]})"))
-    classes = classes or sorted(set(found))
+    classes = classes or _classes(sorted(set(found)), f"{path}: its labels")
     number_of = {name: number for number, name in enumerate(classes)}
     check_folder(images, names, path)
     pictures = Pictures(names, list(range(len(names))), [images / name for name in names])
@@ -182,15 +182,15 @@ def _label(value: Any, classes: Sequence[str] | None, where: str) -> str:
 
 
 def _classes(values: Any, where: str) -> list[str]:
-    """Names of classes, none twice."""
+    """Names of classes, none twice: blanks around a name tell nothing apart."""
     if not isinstance(values, list) or not values:
         raise UserError(f"{where} is {'an empty list' if values == [] else in_words(values)}; expected a list of names.")
     names = [_class(value, f"{where}: class {number}") for number, value in enumerate(values)]
     seen: set[str] = set()
     for name in names:
-        if name in seen:
-            raise UserError(f"{where}: two classes are called {name[:60]!a}; give each a name of its own.")
-        seen.add(name)
+        if (bare := name.strip()) in seen:
+            raise UserError(f"{where}: two classes are called {bare[:60]!a}; give each a name of its own.")
+        seen.add(bare)
     return names
 
 

@@ -54,7 +54,7 @@ def write_retrieval(annotations: Path, images: Path, graphs: Path, out: Path, op
     sources = [images / name for name in found.images]
     pictures = Pictures(found.images, found.entries, sources, lost="them and their captions")
     broken = find_broken(pictures, options)  # before anything is decoded
-    with manifest.new_folder(out, "data") as folder:
+    with manifest.new_folder(out, "data", task="retrieval") as folder:
         written = write_pictures(folder, pictures, broken, config, options)
         kept = found.keep(written.kept)
         lengths, unknown, texts = _write_captions(folder, kept, tokenizer, config, options.layout)

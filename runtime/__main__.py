@@ -29,7 +29,7 @@ COMMON = (
     click.option("--batchsize", type=COUNT, default=16, help="Pictures or captions per run of an encoder."),
     click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", help="Where ONNX Runtime runs; never another one."),
     click.option("--threads", type=COUNT, default=None, help="Threads of one operator.  [default: all cores]"),
-    click.option("--restart", is_flag=True, help="Begin anew, though --out holds a half-finished run or this very run."),
+    click.option("--restart", is_flag=True, help="Begin anew, whichever run --out holds, whole or half finished."),
     click.option("--verify", is_flag=True, help="Check the sha256 of every file read."),
 )
 

@@ -28,10 +28,9 @@ from runtime.embed import ShardWork, image_work
 from runtime.graphs import Graphs, read_graphs
 from runtime.labels import NO_TEMPERATURE, TEMPLATES, checked_labels, checked_templates, embed_labels, read_labels, temperature_of
 from runtime.onnx_session import available_provider
-from runtime.run import Run, already_done, begun, identity_of, refuse_mixed, shards
+from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
 from runtime.similarity import similarities
 
-PICTURES_PER_SHARD = 64  # as in a retrieval run
 SCORES_PER_SHARD = 8192  # pictures
 BLOCK_BYTES = 64 << 20  # of one block: vectors and scores
 LABEL_GRAPHS = ("text_embed",)
@@ -77,6 +76,7 @@ def run_classify(options: Options, say: Callable[[str], None]) -> manifest.Manif
     asked = _asked(options, graphs, data)
     content = vars(asked)
     identity = identity_of(
+        "classify",
         options,
         graphs,
         data,
@@ -93,7 +93,7 @@ def run_classify(options: Options, say: Callable[[str], None]) -> manifest.Manif
         _embed_labels(run, asked, reading)  # the quick stage first: it finds a label that cannot be before hours of work
         _embed_pictures(run, data, looking)
         _compare(run, data, asked)
-        return run.complete("classify", [*reading, *looking], {}, content)
+        return run.complete([*reading, *looking], {}, content)
 
 
 def picture_graphs(graphs: Graphs) -> list[tuple[str, ...]]:
@@ -160,7 +160,7 @@ def _embed_labels(run: Run, asked: Asked, names: Sequence[str]) -> None:
 
 def _embed_pictures(run: Run, data: ClassifyData, names: Sequence[str]) -> None:
     """image_embed."""
-    (spec,) = (tensor for tensor in run.graphs.symbolic["image"].outputs if tensor.name == "image_embed")
+    spec = run.graphs.symbolic["image"].output("image_embed")
     with closing(run.writer(spec.name, spec.dtype, (len(data.images), *spec.sample_shape))) as writer:
         run.journal.run_shards(
             "pictures",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from models.errors import UserError
+from models.spec import LENGTH
 from preprocess.dataset import RetrievalData, Tensor, Writer
 from runtime.batches import by_length, prefetched, slices, trimmed
 from runtime.session import Session
@@ -55,9 +56,7 @@ def text_work(data: RetrievalData, session: Session, batchsize: int, writer: Wri
     """What one shard of captions does: batches of like length, written back in the order of the data."""
 
     def work(start: int, stop: int, bar: tqdm[Any]) -> None:
-        found = embed_captions(session, data.ids[start:stop], data.mask[start:stop], batchsize, bar)
-        refuse_nan("text_embed", found)
-        writer.write(start, found)
+        writer.write(start, embed_captions(session, data.ids[start:stop], data.mask[start:stop], batchsize, bar))
 
     return work
 
@@ -68,12 +67,33 @@ def embed_captions(
     """ids and mask (C, L) to text_embed (C, E), in batches of like length."""
     (spec,) = session.spec.outputs
     found = np.empty((len(ids), *map(int, spec.sample_shape)), spec.dtype)
-    for chosen in by_length(mask.sum(axis=1), session.batch or batchsize):
-        short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
-        found[chosen] = session.run(text_ids=short_ids, text_atten_mask=short_mask)[spec.name]
+    for chosen, rows in text_batches(session, ids, mask, batchsize):
+        found[chosen] = rows[spec.name]
         if bar is not None:
             bar.update(len(chosen))
     return found
+
+
+def text_batches(
+    session: Session,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    batchsize: int,
+    beside: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda chosen: {},
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Texts ids and mask (M, L) through `session` in batches of like length: which of the texts (B,), and all outputs for them.
+
+    An output that has a row for each token is as long as the longest text of the batch, and zero where a text has ended.
+    `beside` gives what else the graph takes for those texts. Raises UserError when the graph gave NaN.
+    """
+    for chosen in by_length(mask.sum(axis=1), session.batch or batchsize):
+        short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
+        found = session.run(text_ids=short_ids, text_atten_mask=short_mask, **beside(chosen))
+        for spec in session.spec.outputs:
+            refuse_nan(spec.name, found[spec.name])
+            if LENGTH in spec.shape:
+                found[spec.name] = np.where(short_mask[:, :, None] > 0, found[spec.name], 0)  # (B, L, D)
+        yield chosen, found
 
 
 def refuse_nan(name: str, rows: np.ndarray) -> None:

@@ -20,14 +20,13 @@ from models.errors import Misuse, UserError
 from models.spec import LENGTH
 from preprocess.dataset import RetrievalData, Writer, read_retrieval
 from runtime import run as runs
-from runtime.batches import by_length, prefetched, slices, trimmed
-from runtime.embed import ShardWork, look_at, picture_batch, refuse_nan
+from runtime.batches import prefetched, slices
+from runtime.embed import ShardWork, look_at, picture_batch, refuse_nan, text_batches
 from runtime.graphs import Graphs, read_graphs
 from runtime.onnx_session import available_provider
-from runtime.run import Run, already_done, begun, identity_of, refuse_mixed, shards
+from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
 from runtime.session import Session
 
-PICTURES_PER_SHARD = 64
 CAPTIONS_PER_SHARD = 1024
 IMAGE, TEXT, MULTIMODAL = "image", "text", "multimodal"
 # Of each mode: tensor -> graph and the output of it.
@@ -56,12 +55,11 @@ def run_features(options: Options, say: Callable[[str], None]) -> manifest.Manif
     """
     modes = modes_of(options.modes)
     graphs, data = read_graphs(options.graphs, options.verify), read_retrieval(options.data, options.verify)
-    if not isinstance(graphs.config, Blip2Config):
-        raise UserError(f"{options.graphs} holds graphs of BLIP, but features are of BLIP-2's Q-Former: give graphs of BLIP-2.")
+    refuse_blip(graphs)
     refuse_mixed(graphs, data)
     available_provider(options.provider)
     looking, matching, reading = graphs_of(graphs, modes)
-    identity = identity_of(options, graphs, data, modes=modes, shards=[PICTURES_PER_SHARD, CAPTIONS_PER_SHARD])
+    identity = identity_of("features", options, graphs, data, modes=modes, shards=[PICTURES_PER_SHARD, CAPTIONS_PER_SHARD])
     if done := already_done(options, identity, say):
         return done
     with begun(options, graphs, data, identity) as run, ExitStack() as opened:
@@ -81,7 +79,14 @@ def run_features(options: Options, say: Callable[[str], None]) -> manifest.Manif
                 lambda: text_work(data, run.sessions(reading)[0], options.batchsize, writers[TEXT]),
                 writers[TEXT].values(),
             )
-        return run.complete("features", [*looking, *matching, *reading], {}, {"modes": modes})
+        return run.complete([*looking, *matching, *reading], {}, {"modes": modes})
+
+
+def refuse_blip(graphs: Graphs) -> None:
+    """Raise UserError when the graphs are of BLIP, which has no Q-Former."""
+    if not isinstance(graphs.config, Blip2Config):
+        folder = graphs.source.folder
+        raise UserError(f"{folder} holds graphs of BLIP, but features are of BLIP-2's Q-Former: give graphs of BLIP-2.")
 
 
 def modes_of(text: str) -> list[str]:
@@ -136,11 +141,8 @@ def match(
 ) -> None:
     """The captions `texts` with their pictures, in batches of like length: feats (B, T, D) are of pictures `start`, ..."""
     ids, mask, seen = data.ids[texts], data.mask[texts], data.image_of_text[texts] - start
-    for chosen in by_length(mask.sum(axis=1), session.batch or batchsize):
-        short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
-        found = session.run(text_ids=short_ids, text_atten_mask=short_mask, image_feat=feats[seen[chosen]])
+    for chosen, found in text_batches(session, ids, mask, batchsize, lambda chosen: {"image_feat": feats[seen[chosen]]}):
         for name, rows in found.items():
-            refuse_nan(name, rows)
             writers[name].scatter(texts[chosen], rows)
 
 
@@ -149,12 +151,10 @@ def text_work(data: RetrievalData, session: Session, batchsize: int, writers: Wr
 
     def work(start: int, stop: int, bar: tqdm[Any]) -> None:
         ids, mask = data.ids[start:stop], data.mask[start:stop]
-        for chosen in by_length(mask.sum(axis=1), session.batch or batchsize):
-            short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
-            for name, rows in session.run(text_ids=short_ids, text_atten_mask=short_mask).items():
-                refuse_nan(name, rows)
+        for chosen, found in text_batches(session, ids, mask, batchsize):
+            for name, rows in found.items():
                 whole = np.zeros((len(rows), *writers[name].shape[1:]), rows.dtype)  # (B, L, D)
-                whole[:, : rows.shape[1]] = np.where(short_mask[:, :, None] > 0, rows, 0)
+                whole[:, : rows.shape[1]] = rows
                 writers[name].scatter(start + chosen, whole)
             bar.update(len(chosen))
 
@@ -165,7 +165,7 @@ def _writers(run: Run, data: RetrievalData, mode: str, opened: ExitStack) -> Wri
     rows = len(data.images) if mode == IMAGE else len(data.captions)
     writers = {}
     for tensor, (graph, output) in TENSORS[mode].items():
-        (spec,) = (spec for spec in run.graphs.symbolic[graph].outputs if spec.name == output)
+        spec = run.graphs.symbolic[graph].output(output)
         shape = (data.ids.shape[1] if dim == LENGTH else dim for dim in spec.sample_shape)
         writers[output] = opened.enter_context(closing(run.writer(tensor, spec.dtype, (rows, *shape))))
     return writers

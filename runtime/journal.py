@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from models import manifest
-from models.errors import UserError
+from models.errors import Misuse, UserError
 from preprocess.dataset import Writer
 
 NAME = "journal.jsonl"
@@ -27,16 +27,17 @@ class Journal:
     """The journal of one run, in the folder that becomes its outputs/."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """`identity` is what the numbers depend on. Raises UserError when the folder holds another run's shards."""
+        """`identity` is what the numbers depend on. Raises UserError when the folder holds another run's shards,
+        Misuse when that run is of another task."""
         self._path = folder / NAME
         self._seconds: dict[tuple[str, int], float] = {}
         self._items: dict[tuple[str, int], int] = {}
         lines = _complete_lines(self._path)
         found = lines[0].get("identity", {}) if lines else identity
         if differing := sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key)):
-            key = differing[0]
+            key = "task" if "task" in differing else differing[0]
             if len(lines) > 1:
-                raise UserError(
+                raise (Misuse if key == "task" else UserError)(
                     f"{folder} holds a half-finished run with another {key} ({found.get(key)}, now {identity.get(key)}). "
                     "Finish it with its own options, choose another --out, or start anew with --restart."
                 )

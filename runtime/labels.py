@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,11 @@ def embed_labels(
         positions: tokens that the text encoder has positions for.
 
     Raises:
-        UserError: a prompt has more tokens than the graph takes, two labels are the same tokens, or the graph gave NaN.
+        UserError: the vocabulary knows nothing of a label, a prompt has more tokens than the graph takes, two labels are the
+            same tokens, or the graph gave NaN.
     """
     longest = session.length or positions
+    _refuse_unknown(tokenizer, labels, longest)
     vectors = []
     for template in templates:
         prompts = [template.replace(PLACE, label) for label in labels]
@@ -117,8 +120,8 @@ def temperature_of(graphs: Graphs, asked: float | None) -> tuple[float, str]:
     Raises Misuse unless `asked` is a number above 0, UserError when the manifest's is none.
     """
     if asked is not None:
-        if not 0 < asked < math.inf:  # not for NaN either
-            raise Misuse(f"The temperature is {asked}; expected a number above 0.")
+        if not isinstance(asked, Real) or not 0 < asked < math.inf:  # not for NaN either
+            raise Misuse(f"The temperature is {asked!r:.60}; expected a number above 0.")
         return float(asked), "option"
     held = graphs.content.get("temperature")
     if held is None:
@@ -126,6 +129,16 @@ def temperature_of(graphs: Graphs, asked: float | None) -> tuple[float, str]:
     if not isinstance(held, (int, float)) or not 0 < held < math.inf:
         raise UserError(f"{graphs.source.folder} has the temperature {held!r}; expected a number above 0. {MEND}")
     return float(held), "checkpoint"
+
+
+def _refuse_unknown(tokenizer: CaptionTokenizer, labels: Sequence[str], longest: int) -> None:
+    """A label without a token of its own would be scored by its template alone."""
+    for ids, mask, label in zip(*tokenizer.encode(list(labels), longest + 1), labels, strict=True):
+        if (ids[1 : mask.sum() - 1] == tokenizer.unknown_id).all():  # without [CLS] and [SEP]
+            raise UserError(
+                f"The vocabulary of these graphs knows nothing of the label {_short(label)}: all of it is [UNK]. "
+                "Leave it out, or give the graphs whose vocabulary knows it."
+            )
 
 
 def _refuse_equal(ids: np.ndarray, labels: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ B pictures, M texts, L tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from models.spec import LENGTH
 from preprocess.annotations import is_text
 from preprocess.pictures import open_graphs
 from preprocess.text import pre_caption
-from runtime.batches import by_length, slices, trimmed
-from runtime.embed import look_at, picture_batch, refuse_nan
+from runtime.batches import slices, trimmed
+from runtime.embed import look_at, picture_batch, refuse_nan, text_batches
 from runtime.graphs import read_graphs
 from runtime.onnx_session import available_provider
 from runtime.picture_input import as_list, read_pictures
@@ -31,12 +32,13 @@ class Model:
         """Raises Misuse for options that cannot be, UserError when the folder or the provider cannot be used."""
         if provider not in PROVIDERS:
             raise Misuse(f"There is no provider {provider!r}; known providers: {', '.join(PROVIDERS)}.")
-        if batchsize < 1 or (threads is not None and threads < 1):
-            raise Misuse(f"batchsize is {batchsize} and threads is {threads}; expected whole numbers above 0.")
+        if not isinstance(graphs, (str, Path)):
+            raise Misuse(f"graphs is {graphs!r:.60}; expected the path of a folder that blip-export wrote.")
+        self.batchsize = count("batchsize", batchsize)
+        threads = None if threads is None else count("threads", threads)
         available_provider(provider)
         self.graphs = read_graphs(Path(graphs))
         self.config, self.tokenizer = open_graphs(Path(graphs))
-        self.batchsize = batchsize
         self._provider, self._threads = provider, threads
         self._opened: dict[str, Session] = {}
 
@@ -70,21 +72,29 @@ class Model:
         for spec in session.spec.outputs:
             shape = (ids.shape[1] if dim == LENGTH else int(dim) for dim in spec.sample_shape)
             found[spec.name] = np.zeros((len(ids), *shape), spec.dtype)
-        of_tokens = {spec.name for spec in session.spec.outputs if LENGTH in spec.shape}
-        for chosen in by_length(mask.sum(axis=1), session.batch or self.batchsize):
-            short_ids, short_mask = trimmed(ids[chosen], mask[chosen])
-            more = {key: rows[chosen] for key, rows in beside.items()}
-            for output, rows in session.run(text_ids=short_ids, text_atten_mask=short_mask, **more).items():
-                refuse_nan(output, rows)
-                kept = np.where(short_mask[:, :, None] > 0, rows, 0) if output in of_tokens else rows
-                found[output][chosen, : rows.shape[1]] = kept
+
+        def more(chosen: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: rows[chosen] for name, rows in beside.items()}
+
+        for chosen, given in text_batches(session, ids, mask, self.batchsize, more):
+            for name, rows in given.items():
+                found[name][chosen, : rows.shape[1]] = rows
         return found
 
 
 def as_texts(given: Any) -> list[str]:
-    """One text or several, as a list. Raises Misuse for what is no text."""
+    """One text or several, as a list. Raises Misuse for what is no text, or has no words."""
     texts, _ = as_list(given)
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not is_text(text):
             raise Misuse(f"Text {number} is {text!r:.60}, of type {type(text).__name__}; expected a str.")
+        if not pre_caption(text, 1).strip():
+            raise Misuse(f"Text {number} is {text!r:.60}, which has no words; leave it out.")
     return texts
+
+
+def count(name: str, value: Any) -> int:
+    """`value` of the argument `name`, as an int. Raises Misuse unless it is a whole number above 0."""
+    if not isinstance(value, Integral) or value < 1:
+        raise Misuse(f"{name} is {value!r:.60}; expected a whole number above 0.")
+    return int(value)

@@ -23,15 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from models.config import Blip2Config
-from models.errors import Misuse, UserError
+from models.errors import Misuse
 from models.spec import MATCH
 from preprocess.text import with_first
 from runtime.classify import picture_graphs, probabilities, query_of
 from runtime.embed import refuse_nan
-from runtime.features import IMAGE, MODES, MULTIMODAL, TENSORS, TEXT, graphs_of
+from runtime.features import IMAGE, MODES, MULTIMODAL, TENSORS, TEXT, graphs_of, refuse_blip
 from runtime.labels import NO_TEMPERATURE, checked_labels, checked_templates, embed_labels, temperature_of
-from runtime.model import Model, as_texts
+from runtime.model import Model, as_texts, count
 from runtime.picture_input import Picture, as_list
 from runtime.rerank import score_picture
 from runtime.retrieval import PAIR_GRAPHS, PICTURE_GRAPHS
@@ -87,9 +86,8 @@ class ZeroShotImageClassification:
         given = self.labels if candidate_labels is None else candidate_labels
         if given is None:
             raise Misuse("candidate_labels is None; give the labels to choose from, in the call or to pipeline().")
-        if top_k is not None and top_k < 1:
-            raise Misuse(f"top_k is {top_k}; expected a whole number above 0, or None for all labels.")
-        labels = checked_labels(given.split(",") if isinstance(given, str) else given)
+        kept = None if top_k is None else count("top_k", top_k)
+        labels = checked_labels(_several(given))
         templates, _ = as_list(self.template if hypothesis_template is None else hypothesis_template)
         label_embed = self._label_embed(labels, checked_templates(templates))
         pictures, single = as_list(images)
@@ -97,7 +95,7 @@ class ZeroShotImageClassification:
         found: list[Found] = []
         for _, seen in self.model.look(pictures, names):
             for row in probabilities(seen["image_embed"], label_embed, self.query, self.temperature):
-                order = np.argsort(-row, kind="stable")[:top_k]
+                order = np.argsort(-row, kind="stable")[:kept]
                 found.append([{"score": float(row[c]), "label": labels[c]} for c in order])
         return found[0] if single else found
 
@@ -110,6 +108,16 @@ class ZeroShotImageClassification:
             embedded = embed_labels(session, model.tokenizer, labels, templates, positions, model.batchsize)
             self._embedded = ((labels, templates), embedded)
         return self._embedded[1]
+
+
+def _several(labels: Any) -> list[Any]:
+    """The labels one by one. Raises Misuse for what is neither a sequence nor a text with commas between."""
+    if isinstance(labels, str):
+        return labels.split(",")
+    try:
+        return list(labels)
+    except TypeError:  # of an array without axes too
+        raise Misuse(f"candidate_labels is {labels!r:.60}; expected several texts, or one with commas between.") from None
 
 
 class ImageTextRetrieval:
@@ -174,10 +182,7 @@ class FeatureExtraction:
     """
 
     def __init__(self, model: Model) -> None:
-        if not isinstance(model.config, Blip2Config):
-            raise UserError(
-                f"{model.graphs.source.folder} holds graphs of BLIP, but features are of BLIP-2: give graphs of BLIP-2."
-            )
+        refuse_blip(model.graphs)
         self.model = model
 
     def __call__(
@@ -206,7 +211,7 @@ class FeatureExtraction:
             raise Misuse(f"{len(pictures)} pictures and {len(ids)} texts; each picture goes with one text.")
         rows = {}
         for graph, output in TENSORS[mode].values():
-            (spec,) = (spec for spec in model.graphs.symbolic[graph].outputs if spec.name == output)
+            spec = model.graphs.symbolic[graph].output(output)
             rows[output] = np.empty((len(pictures), *map(int, spec.sample_shape)), spec.dtype)
         for part, seen in model.look(pictures, looking):
             found = seen if mode == IMAGE else model.read(matching, ids[part], mask[part], image_feat=seen["image_feat"])
@@ -246,7 +251,7 @@ def pipeline(
 
     Raises Misuse for a task or an option that cannot be, UserError when the graphs or the provider cannot be used.
     """
-    made = TASKS.get(task.replace("-", "_"))
+    made = TASKS.get(task.replace("-", "_")) if isinstance(task, str) else None
     if made is None:
         raise Misuse(f"There is no task {task!r}; known tasks: {', '.join(TASKS)}.")
     return made(Model(graphs, provider, threads, batchsize), **defaults)

@@ -18,10 +18,8 @@ from runtime.onnx_session import available_provider
 from runtime.outputs import I2T, LAVIS, T2I, counted
 from runtime.plan import Plan, plan_pairs
 from runtime.rerank import pair_shards, pair_work
-from runtime.run import Run, already_done, begun, identity_of, refuse_mixed, shards
+from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
 
-# Shards of some tens of seconds at base size on two cores: that much work is lost at most when a run is stopped.
-PICTURES_PER_SHARD = 64
 CAPTIONS_PER_SHARD = 2048
 PAIRS_PER_SHARD = 4096
 # Graphs of each stage: the preferred ones, then what does the same with more work or in more steps.
@@ -54,6 +52,7 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
     used = [graphs.first_of(*choices) for choices in STAGES]  # nor should hours of work end at a missing one
     k = options.k_test or graphs.config.protocol.k_test
     identity = identity_of(
+        "retrieval",
         options,
         graphs,
         data,
@@ -77,7 +76,7 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
         rerank(run, data, plan, pairs, options.itm_batchsize)
         backend = {"itm_batchsize": options.itm_batchsize, "feat_dtype": options.feat_dtype}
         names = [name for stage in used for name in stage]
-        return run.complete("retrieval", names, backend, {"k_test": k, "protocol": options.protocol})
+        return run.complete(names, backend, {"k_test": k, "protocol": options.protocol})
 
 
 def embed_pictures(run: Run, data: RetrievalData, graphs: tuple[str, ...], feat_dtype: str) -> None:

@@ -19,6 +19,8 @@ from runtime.graphs import Graphs
 from runtime.journal import Journal
 from runtime.session import Session, open_session
 
+PICTURES_PER_SHARD = 64  # some tens of seconds at base size on two cores: that much is lost at most when a run is stopped
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -67,7 +69,7 @@ class Run:
         part = manifest.Manifest(self.folder, "outputs", {"layout": PACKED, "tensors": self.tensors}, {}, {})
         return open_tensor(part, name)
 
-    def complete(self, task: str, used: Sequence[str], backend: dict[str, Any], content: dict[str, Any]) -> manifest.Manifest:
+    def complete(self, used: Sequence[str], backend: dict[str, Any], content: dict[str, Any]) -> manifest.Manifest:
         """Write the manifest: which graphs, data and backend, what the numbers depend on, how long each stage took.
 
         `used` names the graphs that ran; `backend` and `content` are what the task adds.
@@ -75,7 +77,7 @@ class Run:
         kept = ("model", "config", "opset", "target", "precision", "checkpoint", "parity")
         options, graphs = self.options, self.graphs
         common = {
-            "task": task,
+            "task": self.identity["task"],
             "layout": PACKED,
             "tensors": self.tensors,
             "graphs": {
@@ -103,15 +105,17 @@ class Run:
 def begun(options: Options, graphs: Graphs, data: Data, identity: dict[str, Any]) -> Iterator[Run]:
     """The run in the folder beside `options.out`, where a stopped one is found again; it takes the place of `out` when
     the block, which completes it, ends well."""
-    with manifest.new_folder(options.out, "outputs", resumable=True) as folder:
+    task = None if options.restart else identity["task"]
+    with manifest.new_folder(options.out, "outputs", resumable=True, task=task) as folder:
         if options.restart:
             manifest.empty(folder)
         yield Run(options, graphs, data, folder, identity)
 
 
-def identity_of(options: Options, graphs: Graphs, data: Data, **others: Any) -> dict[str, Any]:
+def identity_of(task: str, options: Options, graphs: Graphs, data: Data, **others: Any) -> dict[str, Any]:
     """What the numbers depend on, `others` being the task's own: runs that agree here give the same files."""
     return {
+        "task": task,
         "graphs": graphs.source.digest,
         "data": data.source.digest,
         "batchsize": options.batchsize,
@@ -122,10 +126,14 @@ def identity_of(options: Options, graphs: Graphs, data: Data, **others: Any) -> 
 
 
 def already_done(options: Options, identity: dict[str, Any], say: Callable[[str], None]) -> manifest.Manifest | None:
-    """The complete run of this `identity` that `out` holds, unless it is to be run again. Says what is there."""
+    """The complete run of this `identity` that `out` holds, unless it is to be run again. Says what is there.
+
+    Raises Misuse when `out` holds a complete run of another task.
+    """
     if options.restart or not (options.out / manifest.NAME).is_file():
         return None
     done = manifest.read(options.out, "outputs")
+    manifest.refuse_task(options.out, "outputs", identity["task"])
     held = done.content.get("identity", {})
     if held == identity:
         say(f"{options.out} already holds this run; nothing to do (--restart runs it again).")
@@ -138,7 +146,8 @@ def already_done(options: Options, identity: dict[str, Any], say: Callable[[str]
 def refuse_mixed(graphs: Graphs, data: Data) -> None:
     """Raise UserError unless `data` was made for graphs of this size and vocabulary."""
     config, found = graphs.config, data.protocol
-    mend = f"Write the data again: {manifest.MADE_WITH['data']} --graphs {graphs.source.folder} ..."
+    task = data.source.content["task"]
+    mend = f"Write the data again: {manifest.MADE_WITH['data']} {task} --graphs {graphs.source.folder} ..."
     for name, wanted in (
         ("image_size", config.vision.image_size),
         ("vocab", config.text.vocab),

@@ -1,6 +1,8 @@
-"""Pictures in classes, tiny graphs of both models, `blip-run classify` over them, and the same by transformers.
+"""Pictures in classes, tiny graphs of both models, `blip-run classify` over them, and the same by two judges.
 
-Theirs: pictures and prompts one at a time, the softmax written out. Nothing is shared but the weights.
+Theirs: pictures and prompts one at a time, prompts as tokens by hand, the softmax written out. The judges embed: transformers,
+set up with our weights by bench/theirs.py of the product, as its benchmark runs it; and for BLIP-2 `Plain` of
+tests/independent_blip2.py, which shares with the product the names of the weights and no line, in float64.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,22 +31,56 @@ from runtime.labels import TEMPERATURE
 from runtime.outputs import ClassifyOutputs, read_classify
 from tests import chain
 from tests.independent import read_pictures
+from tests.independent_blip2 import Plain, image_embed, text_embed
 from tests.tiny import random_blip2, random_model
 
 CLASSES = ("long1er1", "word1 word2", "word3", "word4, word5 word6 word7", "word8.")  # in the order of their folders
 EACH = 4  # pictures of a class
 MODELS: dict[str, Callable[[], Retrieval]] = {"blip": random_model, "blip2": random_blip2}
 
-# Bar of the product, on scores. Measured over the cases here: at most 1.7e-6 (at temperature 0.02; 1.4e-6 at 0.07).
+# Bar of the product, on scores. Measured over the cases here: at most 1.7e-6 (at temperature 0.02; at 0.07 1.4e-6 from
+# transformers, 1.3e-6 from Plain).
 TOLERANCE = 1e-4
 
 
-def write_classes(folder: Path, seed: int = 0) -> Path:
-    """EACH pictures of every class, in a folder of its own; returns the folder of folders."""
+class Embedding(Protocol):
+    """What classification asks of a model: vectors of unit length. Float64 or float32, as the model computes."""
+
+    def image_embed(self, images: torch.Tensor) -> torch.Tensor: ...  # (B, 3, S, S) -> (B, E) or (B, Q, E)
+    def text_embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor: ...  # (B, L) -> (B, E)
+
+
+class PlainEmbedding:
+    """`Plain` with the weights of `ours`."""
+
+    def __init__(self, ours: Any) -> None:
+        self.model = Plain(ours)
+
+    def image_embed(self, images: torch.Tensor) -> torch.Tensor:
+        return image_embed(self.model, self.model.image_feat(images))
+
+    def text_embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return text_embed(self.model, ids, mask)
+
+
+def transformers_embedding(ours: Retrieval) -> Embedding:
+    """transformers' model with the weights of `ours`."""
+    return their_model(ours.cfg, ours.state_dict())
+
+
+Judge = Callable[[Retrieval], Embedding]
+JUDGES: dict[str, Sequence[Judge]] = {
+    "blip": [transformers_embedding],
+    "blip2": [transformers_embedding, PlainEmbedding],
+}
+
+
+def write_classes(folder: Path, seed: int = 0, each: int = EACH) -> Path:
+    """`each` pictures of every class, in a folder of its own; returns the folder of folders."""
     random = np.random.default_rng(seed)
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
-        for n in range(EACH):
+        for n in range(each):
             height, width = random.integers(20, 70, 2)
             # Smooth blobs: white noise would be averaged to the same grey in every picture.
             coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -52,9 +88,9 @@ def write_classes(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def prepare(folder: Path, graphs: Path) -> Path:
+def prepare(folder: Path, graphs: Path, each: int = EACH) -> Path:
     """blip-pre classify of new pictures to folder/data."""
-    named = ("--images", write_classes(folder / "images"), "--graphs", graphs, "--out", folder / "data")
+    named = ("--images", write_classes(folder / "images", each=each), "--graphs", graphs, "--out", folder / "data")
     chain.done(chain.call(preprocess.__main__.main, "classify", *named, "--workers", 1))
     return folder / "data"
 
@@ -75,7 +111,9 @@ class Work:
         return read_classify(self.out, verify=True)
 
     def expected(self, labels: Sequence[str] = CLASSES, **asked: Any) -> np.ndarray:
-        return theirs(MODELS[self.name](), read_data(self.data), labels, **asked)
+        """(judges, N, C)."""
+        found, data = MODELS[self.name](), read_data(self.data)
+        return np.stack([theirs(found, data, labels, judge=judge, **asked) for judge in JUDGES[self.name]])
 
 
 @cache
@@ -110,9 +148,10 @@ def theirs(
     templates: Sequence[str] = ("a picture of {}",),
     temperature: float = TEMPERATURE,
     query: str = FIRST,
+    judge: Judge = transformers_embedding,
 ) -> np.ndarray:
     """(N, C): what mindformers' Blip2Classifier says with `query` FIRST, and what compute_sim_matrix compares with MAX."""
-    rival = their_model(model.cfg, model.state_dict())
+    rival = judge(model)
     rows = []
     for label in labels:
         ids = [token_ids(template.format(label)) for template in templates]
@@ -130,9 +169,10 @@ def theirs(
 
 
 def assert_equal(found: ClassifyOutputs, wanted: np.ndarray) -> None:
-    """Scores within the bar, labels in the same order."""
-    assert float(np.abs(found.probability[:] - wanted).max()) <= TOLERANCE
-    np.testing.assert_array_equal(np.argsort(-found.probability[:], axis=1), np.argsort(-wanted, axis=1))
+    """Scores within the bar, labels in the same order: those of one judge (N, C), or of several (judges, N, C)."""
+    for each in wanted.reshape(-1, *found.probability.shape):
+        assert float(np.abs(found.probability[:] - each).max()) <= TOLERANCE
+        np.testing.assert_array_equal(np.argsort(-found.probability[:], axis=1), np.argsort(-each, axis=1))
 
 
 def with_temperature(graphs: Path, out: Path, value: object) -> Path:

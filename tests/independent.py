@@ -22,8 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.blip import BlipRetrieval
-from models.checkpoint import to_huggingface
-from models.huggingface import huggingface_config
+from models.huggingface import huggingface_config, to_huggingface
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

@@ -210,23 +210,32 @@ class Transformers:
         return found
 
 
+def image_embed(model: Model, feat: Tensor) -> Tensor:
+    """(N, T, D) to (N, Q, E), unit length."""
+    return F.normalize(model.project("vision_proj", model.image_embeds(feat)), dim=-1)
+
+
+def text_embed(model: Model, ids: Tensor, mask: Tensor) -> Tensor:
+    """(M, L) to (M, E), unit length."""
+    return F.normalize(model.project("text_proj", model.text_embeds(ids, mask)[:, 0]), dim=-1)
+
+
 @torch.no_grad()
 def evaluate(model: Model, pictures: Tensor, ids: Tensor, mask: Tensor, k_test: int) -> Evaluation:
     """LAVIS's evaluation: pictures (N, 3, S, S), ids and mask (M, L), padded to the full length.
 
     The original stops when k_test is larger than the set; here it is clamped to the set.
     """
-    text_embed = F.normalize(model.project("text_proj", model.text_embeds(ids, mask)[:, 0]), dim=-1)  # (M, E)
     feat = torch.cat([model.image_feat(picture[None]) for picture in pictures])  # (N, T, D)
-    image_embed = F.normalize(model.project("vision_proj", model.image_embeds(feat)), dim=-1)  # (N, Q, E)
-    sims = torch.einsum("nqe,me->nqm", image_embed, text_embed).max(1).values  # (N, M)
+    images, texts = image_embed(model, feat), text_embed(model, ids, mask)  # (N, Q, E), (M, E)
+    sims = torch.einsum("nqe,me->nqm", images, texts).max(1).values  # (N, M)
     logits: dict[tuple[int, int], np.ndarray] = {}
 
-    def match(images: Tensor, texts: Tensor) -> Tensor:
+    def match(rows: Tensor, columns: Tensor) -> Tensor:
         """ITM logits (C, 2) of C pairs."""
-        states = model.multimodal_embeds(ids[texts], mask[texts], feat[images])  # (C, Q, D)
+        states = model.multimodal_embeds(ids[columns], mask[columns], feat[rows])  # (C, Q, D)
         found = model.project("itm_head", states).mean(1)  # (C, 2)
-        logits.update(zip(zip(images.tolist(), texts.tolist(), strict=True), found.numpy(), strict=True))
+        logits.update(zip(zip(rows.tolist(), columns.tolist(), strict=True), found.numpy(), strict=True))
         return found
 
     i2t = torch.full(sims.shape, -100.0, dtype=sims.dtype)
@@ -237,7 +246,7 @@ def evaluate(model: Model, pictures: Tensor, ids: Tensor, mask: Tensor, k_test: 
     for m, row in enumerate(sims.T):
         top_sim, top = row.topk(min(k_test, len(row)))
         t2i[m, top] = match(top, torch.full_like(top, m))[:, 1] + top_sim
-    arrays = feat.numpy(), image_embed.numpy(), text_embed.numpy(), sims.numpy()
+    arrays = feat.numpy(), images.numpy(), texts.numpy(), sims.numpy()
     return Evaluation(*arrays, logits, i2t.numpy(), t2i.numpy())
 
 

@@ -23,15 +23,16 @@ import postprocess.__main__
 import preprocess.__main__
 from models import manifest
 from models.blip2 import Blip2Retrieval
-from models.config import EVA_G, QFORMER, STAGE1, Blip2Config
+from models.config import CLIP_L, EVA_G, QFORMER, STAGE1, Blip2Config, VisionConfig
 from models.spec import graph_specs
 from postprocess import inputs, recall
+from preprocess.dataset import read_classify as read_classes
 from preprocess.dataset import read_retrieval as read_data
-from runtime.outputs import read_retrieval
+from runtime.outputs import read_classify, read_features, read_retrieval
 from runtime.session import Session
-from tests import chain
+from tests import chain, classes
 from tests.independent import Evaluation, itm_eval, read_pictures
-from tests.independent_blip2 import Plain, Transformers, evaluate
+from tests.independent_blip2 import Plain, Transformers, evaluate, features
 from tests.tiny import TINY2, TINY_CLIP, random_blip2
 
 # Bar of the product, on embeddings, features, logits and scores. Measured over the cases here: at most 7.3e-7 (embeddings and
@@ -56,17 +57,28 @@ def model(name: str) -> Blip2Retrieval:
     return random_blip2(config, seed)
 
 
-def theirs(judge: Plain | Transformers, data: Path, k: int) -> Evaluation:
-    """The independent evaluation of the pictures and token ids of a data/ folder."""
+def inputs_of(data: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures (N, 3, S, S), read here, and the token ids and mask (M, L) of a data/ folder."""
     found = read_data(data)
     paths = [Path(found.source.content["images_root"]) / each["image"] for each in found.images]
     pictures = read_pictures(paths, found.img.shape[-1])
-    return evaluate(judge, pictures, torch.from_numpy(np.array(found.ids[:])), torch.from_numpy(np.array(found.mask[:])), k)
+    return pictures, torch.from_numpy(np.array(found.ids[:])), torch.from_numpy(np.array(found.mask[:]))
+
+
+def theirs(judge: Plain | Transformers, data: Path, k: int) -> Evaluation:
+    """The independent evaluation of the pictures and token ids of a data/ folder."""
+    return evaluate(judge, *inputs_of(data), k)
 
 
 @cache
 def expected(name: str, judge: type[Plain] | type[Transformers], data: Path, k: int) -> Evaluation:
     return theirs(judge(model(name)), data, k)
+
+
+def largest(ours: Any, other: np.ndarray) -> float:
+    """The largest difference of two arrays of one shape."""
+    assert ours.shape == other.shape
+    return float(np.abs(ours[:].astype(np.float64) - other).max())
 
 
 def differences(outputs: Path, wanted: Evaluation) -> dict[str, float]:
@@ -85,7 +97,7 @@ def differences(outputs: Path, wanted: Evaluation) -> dict[str, float]:
         "score_i2t": (i2t, wanted.i2t),
         "score_t2i": (t2i, wanted.t2i),
     }
-    return {name: float(np.abs(ours[:].astype(np.float64) - other).max()) for name, (ours, other) in compared.items()}
+    return {name: largest(ours, other) for name, (ours, other) in compared.items()}
 
 
 def metrics(outputs: Path) -> tuple[dict[str, float], dict[str, float], list[int]]:
@@ -354,20 +366,54 @@ def test_flickr30k(graphs: Any, tmp_path: Path) -> None:
     assert set(chain.recall(tmp_path / "outputs", tmp_path / "report")) >= {"txt_r1", "img_r1", "agg_metrics"}
 
 
+# Encoders at full width with two of their blocks, and the judges that know them.
+FULL: dict[str, tuple[VisionConfig, list[type[Plain] | type[Transformers]]]] = {
+    "eva": (EVA_G, [Plain, Transformers]),
+    "clip": (CLIP_L, [Plain]),
+}
+OF_CLASSIFICATION: dict[Any, classes.Judge] = {Plain: classes.PlainEmbedding, Transformers: classes.transformers_embedding}
+
+
 @pytest.mark.slow
-def test_full_width(tmp_path: Path) -> None:
-    """The whole Q-Former, and two blocks of ViT-g at 224 pixels; only the vocabulary is short, which no number depends on."""
+@pytest.mark.parametrize("name", FULL)
+def test_full_width(tmp_path: Path, name: str) -> None:
+    """The whole Q-Former on two blocks of ViT-g or ViT-L at 224 pixels: retrieval, features and classification, one by one
+    and many at once. Only the vocabulary is short, which no number depends on."""
+    vision, judges = FULL[name]
     config = Blip2Config(
-        dataclasses.replace(EVA_G, depth=2),
+        dataclasses.replace(vision, depth=2),
         dataclasses.replace(QFORMER, vocab=TINY2.qformer.vocab),
-        protocol=dataclasses.replace(STAGE1, k_test=4),
+        protocol=dataclasses.replace(STAGE1, k_test=6),  # every pair: among captions left out, the cut at 10 falls by chance
     )
     big = random_blip2(config, seed=2, std=0.05)
-    exported = chain.export_graphs(tmp_path / "big", *NEEDED, model=big)
-    found = chain.prepare(tmp_path, exported, seed=2, own=(1, 3, 2))
-    chain.done(chain.run(exported, found, tmp_path / "outputs", "--batchsize", 2))
+    exported = chain.export_graphs(tmp_path / "big", "--graphs", f"{NEEDED[1]},text_feat,multimodal", model=big)
     assert graph_specs(config)["image_kv"].outputs[0].shape == ("B", 12, 12, 257, 64)
-    for judge in (Plain, Transformers):
-        measured = differences(tmp_path / "outputs", theirs(judge(big), found, 4))
-        # Measured: 4.2e-7 (embeddings), 8.2e-7 (features), 2.3e-5 (logits and scores; PyTorch's float32 is 1e-5 from float64).
-        assert max(measured.values()) <= TOLERANCE, measured
+    captions = chain.prepare(tmp_path / "captions", exported, seed=2, own=(1, 3, 2))
+    labelled = classes.prepare(tmp_path / "classes", exported, each=1)
+    batches: dict[str, tuple[object, ...]] = {"one": ("--batchsize", 1), "many": ("--batchsize", 64)}
+    for batch, option in batches.items():
+        chain.done(chain.run(exported, captions, tmp_path / batch, *option, "--itm-batchsize", option[1]))
+        for task, data in (("features", captions), ("classify", labelled)):
+            chain.done(chain.run(exported, data, tmp_path / f"{task} {batch}", *option, task=task))
+
+    for kind in judges:
+        judge = kind(big)
+        wanted = theirs(judge, captions, config.protocol.k_test)
+        arrays = features(judge, *inputs_of(captions), torch.from_numpy(read_data(captions).image_of_text))
+        scores = classes.theirs(big, read_classes(labelled), classes.CLASSES, judge=OF_CLASSIFICATION[kind])
+        # Measured, the larger of both judges, EVA and CLIP: 4.2e-7 and 3.4e-7 (embeddings and similarities), 8.2e-7 and 2.8e-7
+        # (image_feat), 2.4e-5 and 7.8e-6 (logits and scores), 6.2e-6 and 5.2e-6 (image and text features, which reach 4),
+        # 2.3e-5 and 1.7e-5 (multimodal), 6.8e-7 and 8.1e-7 (classification). Plain in PyTorch's float32 is as far from float64,
+        # on CLIP: 2.8e-7, 2.1e-7, 1.2e-5, 4.7e-6, 1.7e-5.
+        for batch in batches:
+            found = read_features(tmp_path / f"features {batch}")
+            measured = {key: largest(getattr(found, key), array) for key, array in arrays.items()}
+            assert_equal(tmp_path / batch, wanted)  # and the metrics, identical
+            assert max(measured.values()) <= TOLERANCE, measured
+            classes.assert_equal(read_classify(tmp_path / f"classify {batch}"), scores)
+    alike = {
+        f"{folder}{path.stem}": largest(np.load(path), np.load(tmp_path / f"{folder}many" / path.name))
+        for folder in ("", "features ", "classify ")
+        for path in (tmp_path / f"{folder}one").glob("*.npy")
+    }
+    assert max(alike.values()) <= 2e-5, alike  # measured 4.8e-7, on CLIP (logits)

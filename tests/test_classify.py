@@ -1,4 +1,4 @@
-"""`blip-run classify` against transformers on random models; what it keeps, how it goes on, and what it refuses."""
+"""`blip-run classify` against two judges on random models; what it keeps, how it goes on, and what it refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,21 @@ from runtime.journal import Journal
 from runtime.labels import TEMPERATURE
 from runtime.outputs import read_classify
 from tests import chain
-from tests.classes import CLASSES, MODELS, TOLERANCE, Work, assert_equal, blip2_graphs, data_for, theirs, with_temperature
+from tests.classes import (
+    CLASSES,
+    JUDGES,
+    MODELS,
+    TOLERANCE,
+    PlainEmbedding,
+    Work,
+    assert_equal,
+    blip2_graphs,
+    data_for,
+    prepare,
+    theirs,
+    with_temperature,
+)
+from tests.tiny import TINY_CLIP, random_blip2
 
 TEMPLATES = ("word20 word21 {}", "{}", "Word22: {}, word23.")  # case and punctuation reach the tokenizer
 
@@ -44,7 +58,7 @@ def work(request: pytest.FixtureRequest) -> Work:
     return made
 
 
-def test_equals_transformers(work: Work) -> None:
+def test_equals_both_judges(work: Work) -> None:
     found = work.run()
     assert found.labels == [*CLASSES]
     assert found.run["templates"] == ["a picture of {}"]
@@ -54,6 +68,17 @@ def test_equals_transformers(work: Work) -> None:
     # Equality would say little if the picture did not matter, or the label.
     assert found.probability[:].std(axis=0).min() > 10 * TOLERANCE  # measured 3.4e-3
     assert found.probability[:].std(axis=1).min() > 10 * TOLERANCE  # measured 0.12
+
+
+def test_clip(tmp_path: Path) -> None:
+    """BLIP-2 over CLIP's encoder, which transformers does not have; the first query and the best."""
+    model = random_blip2(TINY_CLIP)
+    graphs = chain.export_graphs(tmp_path, "--graphs", "text_embed,image", model=model)
+    work = Work("clip", graphs, prepare(tmp_path, graphs), tmp_path)
+    for query in (FIRST, MAX):
+        wanted = theirs(model, read_data(work.data), CLASSES, query=query, judge=PlainEmbedding)
+        assert_equal(work.run("--query", query), wanted)
+        assert wanted.std(axis=0).min() > 10 * TOLERANCE  # measured 1.2e-3
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.5, 1.0])
@@ -129,7 +154,8 @@ def test_static_graphs(work: Work, tmp_path: Path) -> None:
 def test_the_comparison_sees_one_wrong_weight(work: Work, change: str) -> None:
     found, other = work.run(), MODELS[work.name]()
     dict(other.named_parameters())[change].data.view(-1)[-1] += 0.05
-    assert np.abs(found.probability[:] - theirs(other, read_data(work.data), CLASSES)).max() > TOLERANCE
+    for judge in JUDGES[work.name]:
+        assert np.abs(found.probability[:] - theirs(other, read_data(work.data), CLASSES, judge=judge)).max() > TOLERANCE
 
 
 def test_probabilities_at_the_ends() -> None:
@@ -252,7 +278,8 @@ def test_data_of_another_model(blip: Work, tmp_path: Path) -> None:
     (tmp_path / "data" / manifest.NAME).unlink()
     manifest.write(tmp_path / "data", "data", content)
     blip.data = tmp_path / "data"
-    assert f"{blip.data} was made with image_size 64, the graphs want 32." in chain.refusal(blip.call())
+    said = f"{blip.data} was made with image_size 64, the graphs want 32. Write the data again: blip-pre classify --graphs "
+    assert chain.refusal(blip.call()).startswith(said)
 
 
 def test_missing_graphs(blip: Work, tmp_path: Path) -> None:

@@ -384,8 +384,8 @@ def test_a_failure_leaves_the_older_report(run: ClassifyRun, tmp_path: Path, cha
     ("data", "outputs", "says"),
     [
         ({}, {"timings": None}, "lacks or garbles"),
-        ({}, {"graphs": {}}, "lacks or garbles"),
-        ({}, {"data": {}}, "does not say which data"),
+        ({}, {"graphs": {}}, "Run blip-pre classify and blip-run classify again."),
+        ({}, {"data": {}}, "does not say which data it was made from ('folder'). Run blip-run classify again."),
         ({}, {"labels": ["a cat"] * 7}, "a label is there twice"),
         ({}, {"labels": ["a cat"]}, "1 labels"),
         ({"protocol": {}}, {}, "lacks"),

@@ -247,6 +247,16 @@ def test_missing_graphs(graphs: Any, data: Path, tmp_path: Path, names: tuple[st
     assert not (tmp_path / "o").exists()
 
 
+def test_features_do_not_replace_a_retrieval(graphs: Any, data: Path, tmp_path: Path) -> None:
+    """Which has the same data, and the same folder unless another is named."""
+    (tmp_path / "o").mkdir()
+    before = manifest.write(tmp_path / "o", "outputs", {"task": "retrieval"})
+    message = chain.refusal(run(graphs["eva", "atc"], data, tmp_path / "o"), code=2)
+    assert message.startswith(f"{tmp_path / 'o'} is of the task 'retrieval', this is 'features': its outputs would be lost. ")
+    assert manifest.read(tmp_path / "o", "outputs") == before
+    chain.done(run(graphs["eva", "atc"], data, tmp_path / "o", "--modes", "text", "--restart"))
+
+
 def test_features_are_no_retrieval(graphs: Any, data: Path, tmp_path: Path) -> None:
     chain.done(run(graphs["eva", "atc"], data, tmp_path / "o", "--modes", "text"))
     message = chain.refusal(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from models.errors import Misuse
+from models.errors import Misuse, UserError
 from runtime.labels import checked_labels, read_labels
+from runtime.pipeline import pipeline
 from tests import chain
 from tests.classes import Work, assert_equal, data_for, with_temperature
 
@@ -47,10 +48,27 @@ def test_misuse(blip: Work, options: tuple[object, ...], said: str) -> None:
 
 def test_labels_that_are_the_same_to_the_model(blip: Work) -> None:
     """Words that the vocabulary does not know, and words that differ in case alone."""
-    message = chain.refusal(blip.call("--labels", "word1,zebra,word2,gnu"))
-    assert message.startswith("The labels 'zebra' and 'gnu' are the same tokens to this model: it cannot tell them apart. ")
+    message = chain.refusal(blip.call("--labels", "word1,word2 zebra,word2,word2 gnu"))
+    said = "The labels 'word2 zebra' and 'word2 gnu' are the same tokens to this model: it cannot tell them apart. "
+    assert message.startswith(said)
     assert "'word1' and 'WORD1'" in chain.refusal(blip.call("--labels", "word1,WORD1"))
     assert not blip.out.exists()
+
+
+@pytest.mark.parametrize("label", ["zebra", "Gnu zebra!", "\u200b"], ids=ascii)
+@pytest.mark.parametrize("template", ["a picture of {}", "word9 {}", "{}"])
+def test_a_label_that_the_vocabulary_does_not_know(blip: Work, label: str, template: str) -> None:
+    """The template would be scored in its place, and might win; by the command and by the Python interface."""
+    said = f"The vocabulary of these graphs knows nothing of the label {label!r}: all of it is [UNK]. Leave it out, or "
+    assert chain.refusal(blip.call("--labels", f"{label},word1", "--template", template)).startswith(said)
+    assert not blip.out.exists()
+    classify = pipeline("zero_shot_image_classification", blip.graphs, temperature=0.07)
+    with pytest.raises(UserError, match=re.escape(said)):
+        classify([], ["word1", label], template)
+
+
+def test_a_label_that_the_vocabulary_knows_in_part(blip: Work) -> None:
+    assert blip.run("--labels", "zebra word2,word1").labels == ["zebra word2", "word1"]
 
 
 def test_labels_longer_than_the_positions(blip: Work) -> None:
@@ -63,9 +81,9 @@ def test_labels_longer_than_the_positions(blip: Work) -> None:
 
 def test_labels_of_a_file(blip: Work, tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
-    file.write_bytes("\ufeffword1, word2\r\nword\u2028\n word3 \n".encode())
-    assert read_labels(file) == ["word1, word2", "word", "word3"]
-    assert blip.run("--labels-file", file).labels == ["word1, word2", "word", "word3"]
+    file.write_bytes("\ufeffword1, word2\r\nword4\u2028\n word3 \n".encode())
+    assert read_labels(file) == ["word1, word2", "word4", "word3"]
+    assert blip.run("--labels-file", file).labels == ["word1, word2", "word4", "word3"]
 
 
 @pytest.mark.parametrize(

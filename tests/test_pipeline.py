@@ -92,6 +92,7 @@ def test_form_of_a_classification(ort_graphs: Path, paths: list[Path]) -> None:
     assert classify(paths[0], candidate_labels=LABELS, top_k=99) == one
     assert classify(paths[0], candidate_labels="word1, word2 word3 ,long1er1") == one
     assert classify(paths[0], candidate_labels=tuple(LABELS), hypothesis_template="{} word9") != one
+    assert classify(paths[0], candidate_labels=np.array(LABELS), top_k=np.int64(2)) == one[:2]
 
 
 def test_defaults_of_calls(ort_graphs: Path, paths: list[Path]) -> None:
@@ -330,12 +331,23 @@ def test_broken_pictures(ort_graphs: Path, paths: list[Path], tmp_path: Path) ->
             lambda g: pipeline("feature_extraction", g, provider="tpu"),
             "There is no provider 'tpu'; known providers: cpu, ",
         ),
-        (lambda g: pipeline("image_text_retrieval", g, batchsize=0), "batchsize is 0 and threads is None; "),
-        (lambda g: pipeline("image_text_retrieval", g, threads=0), "batchsize is 16 and threads is 0; "),
+        (lambda g: pipeline("image_text_retrieval", g, batchsize=0), "batchsize is 0; expected a whole number above 0."),
+        (lambda g: pipeline("image_text_retrieval", g, threads=0), "threads is 0; expected a whole number above 0."),
+        (lambda g: pipeline("image_text_retrieval", g, batchsize=2.5), "batchsize is 2.5; expected a whole number above 0."),
+        (lambda g: pipeline("image_text_retrieval", g, threads="2"), "threads is '2'; expected a whole number above 0."),
+        (lambda g: pipeline(None, g), "There is no task None; known tasks: "),  # type: ignore[arg-type]
+        (lambda g: pipeline("image_text_retrieval", None), "graphs is None; expected the path of a folder "),  # type: ignore[arg-type]
+        (lambda g: zero_shot(g, temperature="0.1"), "The temperature is '0.1'; expected a number above 0."),
         (lambda g: zero_shot(g, temperature=0.0), "The temperature is 0.0; expected a number above 0."),
         (lambda g: zero_shot(g, query="max"), "The query 'max' was asked for, but these graphs are of BLIP"),
         (lambda g: zero_shot(g, query="mean"), "There is no query 'mean'; expected 'first' or 'max'."),
         (lambda g: zero_shot(g)([], LABELS, top_k=0), "top_k is 0; expected a whole number above 0"),
+        (lambda g: zero_shot(g)([], LABELS, top_k=1.5), "top_k is 1.5; expected a whole number above 0"),
+        (lambda g: zero_shot(g)([], LABELS, top_k="1"), "top_k is '1'; expected a whole number above 0"),
+        (lambda g: zero_shot(g)([], 5), "candidate_labels is 5; expected several texts, or one with commas between."),
+        (lambda g: zero_shot(g)([], np.array("a")), "candidate_labels is array('a'"),
+        (lambda g: zero_shot(g)([], np.array([["a"]])), "Label 1 is array(['a']"),
+        (lambda g: zero_shot(g)([], np.array([])), "The list of labels is empty; "),
         (lambda g: zero_shot(g)([], []), "The list of labels is empty; "),
         (lambda g: zero_shot(g)([], ["a", "a"]), "Label 2 is 'a', as 1 is; "),
         (lambda g: zero_shot(g)([], "a,,b"), "Label 2 is blank; "),
@@ -343,6 +355,8 @@ def test_broken_pictures(ort_graphs: Path, paths: list[Path], tmp_path: Path) ->
         (lambda g: zero_shot(g)([], LABELS, []), "There is no template; "),
         (lambda g: zero_shot(g)([], LABELS, [None]), "The template None must hold one {}"),
         (lambda g: pipeline("image_text_retrieval", g)([], [None]), "Text 0 is None, of type NoneType; expected a str."),
+        (lambda g: pipeline("image_text_retrieval", g)([], ["word1", ""]), "Text 1 is '', which has no words; leave it out."),
+        (lambda g: pipeline("image_text_retrieval", g)([], "\t... !"), "Text 0 is '\\t... !', which has no words; "),
     ],
 )
 def test_misuse(ort_graphs: Path, call: Callable[[Path], Any], said: str) -> None:

@@ -100,7 +100,7 @@ def test_data_folder_that_moved(run: Run, tmp_path: Path) -> None:
     run.data.rename(moved)
     refused(post("--outputs", run.outputs, "--out", out), 1, "there is no folder", "--data")
     assert not out.exists()
-    refused(post("--outputs", run.outputs, "--data", tmp_path / "nowhere", "--out", out), 1, "there is no folder", "blip-pre")
+    refused(post("--outputs", run.outputs, "--data", tmp_path / "nowhere", "--out", out), 1, "no folder", "blip-pre retrieval")
     assert post("--outputs", run.outputs, "--data", moved, "--out", out).exit_code == 0
 
 
@@ -196,7 +196,7 @@ def test_a_flipped_byte_is_found_with_verify(run: Run, tmp_path: Path) -> None:
 def test_data_of_another_run(run: Run, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", seed=1)
     result = post("--outputs", run.outputs, "--data", other.data, "--out", tmp_path / "report")
-    refused(result, 1, "made from another data folder", "--data")
+    refused(result, 1, "made from another data folder", "--data", "or run blip-run retrieval again.")
     assert not (tmp_path / "report").exists()
 
 
@@ -242,9 +242,9 @@ def test_numbers_that_cannot_be_ranked(run: Run, tmp_path: Path, name: str, chan
     [
         ({}, {"timings": None}, "lacks or garbles"),
         ({}, {"timings": [{"stage": "pairs", "items": "many", "seconds": 1, "resumed": 0}]}, "lacks or garbles"),
-        ({}, {"graphs": {}}, "lacks or garbles"),
+        ({}, {"graphs": {}}, "Run blip-pre retrieval and blip-run retrieval again."),
         ({"broken": ["a.jpg"]}, {}, "lacks or garbles"),
-        ({}, {"data": {}}, "does not say which data"),
+        ({}, {"data": {}}, "does not say which data it was made from ('folder'). Run blip-run retrieval again."),
         ({}, {"k_test": "many"}, "lacks or garbles"),
         ({"protocol": {}}, {}, "lacks or garbles"),
         ({"image_of_text": [99] * 70}, {}, "beyond the 14 images"),

@@ -245,7 +245,7 @@ def test_data_of_another_model(atc_graphs: Path, tiny_data: Path, tmp_path: Path
     rewrite(tmp_path / "data", lambda content: content["protocol"].update({name: value}))
     message = chain.refusal(chain.run(atc_graphs, tmp_path / "data", tmp_path / "outputs"))
     assert message.startswith(f"{tmp_path / 'data'} was made with {name} {value}, the graphs want ")
-    assert message.endswith(f"Write the data again: blip-pre --graphs {atc_graphs} ...")
+    assert message.endswith(f"Write the data again: blip-pre retrieval --graphs {atc_graphs} ...")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 

@@ -39,6 +39,13 @@ def test_shapes_follow_the_configuration() -> None:
     assert specs["text_embed"].outputs[0].shape == ("B", 256)
 
 
+def test_an_output_by_its_name() -> None:
+    for spec in SPECS.values():
+        assert [spec.output(tensor.name) for tensor in spec.outputs] == list(spec.outputs)
+    with pytest.raises(ValueError, match="unpack"):
+        SPECS["image"].output("itm_logits")
+
+
 def test_bind_sets_every_axis() -> None:
     for spec in SPECS.values():
         assert not spec.is_static

@@ -40,6 +40,7 @@ COMMANDS: dict[str, click.Command] = {
 OLDER = {
     "pre": "data",
     "pre classify": "label-data",
+    "pre cifar": "label-data",
     "export": "graphs",
     "run": "outputs",
     "run classify": "label-outputs",
@@ -71,23 +72,28 @@ class Work:
         model = self["model"]
         pictures = ("--annotations", self["annotations.json"], "--images", self["images"])
         sizes = ("--config", model / "config.json", "--tokenizer", model / "vocab.txt")
-        weights = ("--checkpoint", model / "model.safetensors")
+        weights = model / "model.safetensors"
         prepared = ("--graphs", self["graphs"], "--out", self.out, "--workers", 1)
         engine = ("--graphs", self["graphs"], "--out", self.out, "--threads", 1)
+        brief = ("--out", self.out, "--workers", 1, "--steps", 1, "--batchsize", 2, "--together", 1)
         steps: dict[str, tuple[object, ...]] = {
             "pre": ("retrieval", *pictures, *prepared),
             "pre classify": ("classify", "--images", self["classes"], *prepared),
-            "export": (*sizes, *weights, "--out", self.out, "--graphs", "text_embed"),
-            "convert": ("--from", model / "model.safetensors", "--config", model / "config.json", "--to", "hf", "--out", self.out),
+            "pre cifar": ("classify", "--cifar", self["cifar"], *prepared),
+            "export": (*sizes, "--checkpoint", weights, "--out", self.out, "--graphs", "text_embed"),
+            "convert": ("--from", weights, "--config", model / "config.json", "--to", "hf", "--out", self.out),
             "run": ("retrieval", "--data", self["data"], *engine, "--k-test", 3),
             "run classify": ("classify", "--data", self["label-data"], *engine, "--template", "{} word9"),
             "run features": ("features", "--data", self["data"], *engine, "--batchsize", 2),
             "post": ("--recall", "--outputs", self["outputs"], "--data", self["data"], "--out", self.out),
             "post top1": ("--top1", "--outputs", self["label-outputs"], "--data", self["label-data"], "--out", self.out),
             "bench": ("--graphs", self["graphs"], "--record", self.out, "--loops", 1, "--warmup", 0, "--threads", 1),
-            "train": ("pretrain", *sizes, *pictures, "--out", self.out, "--workers", 1, "--steps", 1),
-            "train stage1": ("stage1", *sizes, *pictures, "--out", self.out, "--workers", 1, "--steps", 1),
-            "train probe": ("probe", *sizes, *weights, "--image", self["images"] / "0.png", "--text", "word1 word2"),
+            "train": ("pretrain", *sizes, *pictures, *brief),
+            "train stage1": ("stage1", *sizes, *pictures, *brief),
+            "train probe": (
+                *("probe", *sizes, "--checkpoint", self["whole.pth"]),
+                *("--image", self["images"] / "0.png", "--text", "word1 word2"),
+            ),
         }
         return list(steps[step])
 

@@ -9,13 +9,12 @@ import pytest
 
 from preprocess import annotations
 from tests import chain
+from tests.bad_input.damage import holding
 from tests.bad_input.table import Case, Spoil, Work, options, refused
 
 
 def _holding(data: str | bytes) -> Spoil:
-    """The annotation file holds these bytes."""
-    raw = data.encode() if isinstance(data, str) else data
-    return lambda work: work["annotations.json"].write_bytes(raw) and None
+    return holding("annotations.json", data)
 
 
 def _entry(entry: Any) -> Spoil:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.bad_input.damage import Hostile, holding, saved
 from tests.bad_input.table import Case, Spoil, Work, options, refused
-from tests.make_checkpoint import checkpoint
-from tests.tiny import random_model
-
-
-class Hostile:
-    """Unpickled without care, it makes the folder it is given."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
-def _pth(content: Any, keep: float = 1.0) -> Spoil:
-    """A .pth of `content`, of which the first part is kept."""
-
-    def spoil(work: Work) -> list[object]:
-        torch.save(content, work["bad.pth"])
-        data = work["bad.pth"].read_bytes()
-        work["bad.pth"].write_bytes(data[: int(len(data) * keep)])
-        return ["--checkpoint", work["bad.pth"]]
-
-    return spoil
+from tests.make_checkpoint import checkpoint, stage1_state, without_encoder
+from tests.tiny import TINY2, random_model
 
 
 def _raw(name: str, data: bytes) -> Spoil:
@@ -76,8 +54,7 @@ def _index(work: Work) -> list[object]:
 
 
 def _vocabulary(data: str | bytes) -> Spoil:
-    raw = data.encode() if isinstance(data, str) else data
-    return lambda work: (work["model"] / "vocab.txt").write_bytes(raw) and None
+    return holding("model/vocab.txt", data)
 
 
 def _sizes(change: Callable[[Any], object]) -> Spoil:
@@ -87,14 +64,15 @@ def _sizes(change: Callable[[Any], object]) -> Spoil:
 WORD = "text_encoder.embeddings.word_embeddings.weight"
 BERT = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 ORIGINAL = checkpoint(random_model(), queue=8)
+OF_BLIP2 = stage1_state(TINY2)
 CASES = [
-    Case("truncated .pth", "export", ("bad.pth", "damaged or incomplete"), _pth(ORIGINAL, keep=0.6)),
+    Case("truncated .pth", "export", ("bad.pth", "damaged or incomplete"), saved(ORIGINAL, keep=0.6)),
     Case("empty .pth", "export", ("bad.pth is empty (0 bytes)",), _raw("bad.pth", b"")),
     Case("text named .pth", "export", ("bad.pth", "neither a PyTorch checkpoint"), _raw("bad.pth", b"<html>not found</html>")),
     Case("noise named .pth", "export", ("bad.pth",), _raw("bad.pth", b"PK\x03\x04" + bytes(range(256)) * 9)),
-    Case("list in a .pth", "export", ("bad.pth holds a list",), _pth([torch.zeros(2)])),
+    Case("list in a .pth", "export", ("bad.pth holds a list",), saved([torch.zeros(2)])),
     Case(
-        "checkpoint of another model", "export", ("bad.pth is not a checkpoint of BLIP",), _pth({"fc.weight": torch.zeros(2, 2)})
+        "checkpoint of another model", "export", ("bad.pth is not a checkpoint of BLIP",), saved({"fc.weight": torch.zeros(2, 2)})
     ),
     Case("truncated safetensors", "export", ("model.safetensors", "damaged or incomplete"), _cut),
     Case("text named .safetensors", "export", ("bad.safetensors",), _raw("bad.safetensors", b"version https://git-lfs\n")),
@@ -132,6 +110,10 @@ CASES = [
     Case("sizes that do not divide", "export", ("does not divide", "48 / 7"), _sizes(lambda c: c["vision"].update(heads=7))),
     Case("list of sizes", "export", ("found list",), lambda work: (work["model"] / "config.json").write_text("[]") and None),
     Case("sizes not JSON", "export", ("not JSON",), lambda work: (work["model"] / "config.json").write_text("{") and None),
+    Case("BLIP-2 for BLIP", "export", ("bad.pth is not a checkpoint of BLIP", "no text_encoder"), saved(OF_BLIP2)),
+    Case("BLIP-2 without an image encoder for BLIP", "export", ("no visual_encoder",), saved(without_encoder(OF_BLIP2))),
+    Case("an image encoder for BLIP", "export", ("--vit-checkpoint is for BLIP-2",), options("--vit-checkpoint", "eva.pth"), 2),
+    Case("a Q-Former for BLIP", "export", ("unknown field 'text'",), _sizes(lambda c: c.update(qformer=[]))),
     Case("wrong vocabulary in training", "train", ("vocab.txt", "60"), _vocabulary(BERT)),
 ]
 
@@ -146,7 +128,7 @@ def test_checkpoints(case: Case, work: Work, older: bool) -> None:
 def test_a_pickle_that_executes_code(work: Work, inside: bool, tmp_path: Path) -> None:
     hostile = Hostile(tmp_path / "executed")
     content = {"model": random_model().state_dict(), "config": hostile} if inside else hostile
-    refused(Case("pickle", "export", ("bad.pth holds Python objects and was not opened",), _pth(content)), work, older=True)
+    refused(Case("pickle", "export", ("bad.pth holds Python objects and was not opened",), saved(content)), work, older=True)
     assert not hostile.mark.exists()
     torch.load(work["bad.pth"], weights_only=False)
     assert hostile.mark.exists()  # else the check above would see nothing

@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from models import manifest
 from tests import chain
-from tests.bad_input.table import Case, Spoil, Work, options, refused
-
-
-def _bytes(file: str, change: Callable[[bytes], bytes], *added: object) -> Spoil:
-    """The bytes of a file of the chain, changed."""
-
-    def spoil(work: Work) -> tuple[object, ...]:
-        work[file].write_bytes(change(work[file].read_bytes()))
-        return added
-
-    return spoil
-
-
-def _flipped(data: bytes) -> bytes:
-    """One bit in the middle."""
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-
-
-def _gone(file: str) -> Spoil:
-    return lambda work: work[file].unlink()
-
-
-def _manifest(folder: str, change: Callable[[Any], object]) -> Spoil:
-    return lambda work: work.edit(f"{folder}/{manifest.NAME}", change)
-
-
-def _signed(folder: str, change: Callable[[Any], object]) -> Spoil:
-    """The content is wrong and everything else agrees with it."""
-
-    def spoil(work: Work) -> None:
-        work.edit(f"{folder}/{manifest.NAME}", change)
-        work.resign(folder)
-
-    return spoil
-
-
-def _tensor(folder: str, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
-    """A tensor is another one than its manifest says, though the file is listed as it is."""
-
-    def spoil(work: Work) -> None:
-        path = work[folder] / f"{name}.npy"
-        np.save(path, change(np.load(path)))
-        work.resign(folder)
-
-    return spoil
+from tests.bad_input.damage import changed, edited, flipped, given, gone, signed, tensor, without_graph
+from tests.bad_input.table import Case, Work, options, refused
 
 
 def _other_data(work: Work) -> list[object]:
@@ -98,40 +51,40 @@ DAMAGED = [
         "damaged .onnx of the same size",
         "run",
         ("image.onnx cannot be loaded",),
-        _bytes("graphs/image.onnx", _nothing),
+        changed("graphs/image.onnx", _nothing),
         begun=True,
     ),
-    Case("one bit of an .onnx", "run", ("image.onnx", "sha256"), _bytes("graphs/image.onnx", _flipped, "--verify")),
-    Case("one bit of a tensor", "run", ("img.npy", "sha256"), _bytes("data/img.npy", _flipped, "--verify")),
-    Case("one bit of the outputs", "post", ("pair_sim.npy", "sha256"), _bytes("outputs/pair_sim.npy", _flipped, "--verify")),
-    Case("truncated .onnx", "run", ("image.onnx has", "its manifest says"), _bytes("graphs/image.onnx", lambda b: b[:-9])),
-    Case("truncated tensor", "run", ("img.npy has", "its manifest says"), _bytes("data/img.npy", lambda b: b[:-9])),
-    Case("graph gone", "run", ("image.onnx is missing",), _gone("graphs/image.onnx")),
-    Case("vocabulary gone", "pre", ("vocab.txt is missing",), _gone("graphs/tokenizer/vocab.txt")),
-    Case("tensor of another dtype", "run", ("img.npy holds float64",), _tensor("data", "img", lambda a: a.astype("f8"))),
-    Case("tensor of another shape", "run", ("ids.npy holds int64 (7, 35)",), _tensor("data", "ids", lambda a: a[:7])),
-    Case("NaN in a picture", "run", ("NaN",), _tensor("data", "img", lambda a: a * np.float32("nan")), begun=True),
-    Case("token beyond the vocabulary", "run", ("text_embed",), _tensor("data", "ids", lambda a: a + 1000), begun=True),
-    Case("scores that are NaN", "post", ("not finite",), _tensor("outputs", "itm_logits", lambda a: a * np.float32("nan"))),
-    Case("pairs of pictures there are not", "post", ("pair_image goes",), _tensor("outputs", "pair_image", lambda a: a + 99)),
+    Case("one bit of an .onnx", "run", ("image.onnx", "sha256"), changed("graphs/image.onnx", flipped, "--verify")),
+    Case("one bit of a tensor", "run", ("img.npy", "sha256"), changed("data/img.npy", flipped, "--verify")),
+    Case("one bit of the outputs", "post", ("pair_sim.npy", "sha256"), changed("outputs/pair_sim.npy", flipped, "--verify")),
+    Case("truncated .onnx", "run", ("image.onnx has", "its manifest says"), changed("graphs/image.onnx", lambda b: b[:-9])),
+    Case("truncated tensor", "run", ("img.npy has", "its manifest says"), changed("data/img.npy", lambda b: b[:-9])),
+    Case("graph gone", "run", ("image.onnx is missing",), gone("graphs/image.onnx")),
+    Case("vocabulary gone", "pre", ("vocab.txt is missing",), gone("graphs/tokenizer/vocab.txt")),
+    Case("tensor of another dtype", "run", ("img.npy holds float64",), tensor("data", "img", lambda a: a.astype("f8"))),
+    Case("tensor of another shape", "run", ("ids.npy holds int64 (7, 35)",), tensor("data", "ids", lambda a: a[:7])),
+    Case("NaN in a picture", "run", ("NaN",), tensor("data", "img", lambda a: a * np.float32("nan")), begun=True),
+    Case("token beyond the vocabulary", "run", ("text_embed",), tensor("data", "ids", lambda a: a + 1000), begun=True),
+    Case("scores that are NaN", "post", ("not finite",), tensor("outputs", "itm_logits", lambda a: a * np.float32("nan"))),
+    Case("pairs of pictures there are not", "post", ("pair_image goes",), tensor("outputs", "pair_image", lambda a: a + 99)),
 ]
 MANIFESTS = [
-    Case("manifest truncated", "run", ("graphs/manifest.json is damaged",), _bytes("graphs/manifest.json", lambda b: b[:99])),
-    Case("manifest empty", "run", ("data/manifest.json is damaged",), _bytes("data/manifest.json", lambda b: b"")),
-    Case("manifest a list", "post", ("outputs/manifest.json is damaged",), _bytes("outputs/manifest.json", lambda b: b"[]")),
-    Case("manifest of a later format", "run", ("has format 2",), _manifest("data", lambda m: m.update(format=2))),
-    Case("manifest of another step", "run", ("is a 'graphs' folder",), lambda work: ("--data", work["graphs"])),
-    Case("no manifest", "run", ("holds no manifest.json",), _gone("graphs/manifest.json")),
-    Case("unknown task", "run", ("the task 'weather'",), _signed("data", lambda m: m.update(task="weather"))),
-    Case("no tensors", "run", ("no usable tensor 'img'",), _signed("data", lambda m: m.update(tensors={}))),
-    Case("captions lost", "run", ("contradicts itself",), _signed("data", lambda m: m["captions"].pop())),
-    Case("caption of no picture", "run", ("contradicts itself",), _signed("data", lambda m: m.update(image_of_text=[99] * 8))),
-    Case("graph of another form", "run", ("other inputs",), _signed("graphs", lambda m: m["graphs"]["itm"]["inputs"].pop())),
+    Case("manifest truncated", "run", ("graphs/manifest.json is damaged",), changed("graphs/manifest.json", lambda b: b[:99])),
+    Case("manifest empty", "run", ("data/manifest.json is damaged",), changed("data/manifest.json", lambda b: b"")),
+    Case("manifest a list", "post", ("outputs/manifest.json is damaged",), changed("outputs/manifest.json", lambda b: b"[]")),
+    Case("manifest of a later format", "run", ("has format 2",), edited("data", lambda m: m.update(format=2))),
+    Case("manifest of another step", "run", ("is a 'graphs' folder",), given("--data", "graphs")),
+    Case("no manifest", "run", ("holds no manifest.json",), gone("graphs/manifest.json")),
+    Case("unknown task", "run", ("the task 'weather'",), signed("data", lambda m: m.update(task="weather"))),
+    Case("no tensors", "run", ("no usable tensor 'img'",), signed("data", lambda m: m.update(tensors={}))),
+    Case("captions lost", "run", ("contradicts itself",), signed("data", lambda m: m["captions"].pop())),
+    Case("caption of no picture", "run", ("contradicts itself",), signed("data", lambda m: m.update(image_of_text=[99] * 8))),
+    Case("graph of another form", "run", ("other inputs",), signed("graphs", lambda m: m["graphs"]["itm"]["inputs"].pop())),
     Case(
         "graph of another release",
         "bench",
         ("'video'",),
-        _signed("graphs", lambda m: m["graphs"].update(video=m["graphs"]["itm"])),
+        signed("graphs", lambda m: m["graphs"].update(video=m["graphs"]["itm"])),
     ),
 ]
 MIXED = [
@@ -139,13 +92,13 @@ MIXED = [
         "data of other graphs",
         "run",
         ("image_size 64", "want 32"),
-        _signed("data", lambda m: m["protocol"].update(image_size=64)),
+        signed("data", lambda m: m["protocol"].update(image_size=64)),
     ),
     Case(
         "data of another vocabulary",
         "run",
         ("tokenizer_sha256",),
-        _signed("data", lambda m: m["protocol"].update(tokenizer_sha256="0" * 64)),
+        signed("data", lambda m: m["protocol"].update(tokenizer_sha256="0" * 64)),
     ),
     Case("outputs of other data", "post", ("made from another data folder",), _other_data),
     Case("outputs unfinished", "post", ("no folder", "blip-run"), _unfinished),
@@ -153,28 +106,22 @@ MIXED = [
     Case("no data", "run", ("no folder nowhere", "blip-pre"), options("--data", "nowhere")),
     Case("no graphs", "pre", ("no folder nowhere", "blip-export"), options("--graphs", "nowhere")),
     Case("no graphs to time", "bench", ("no folder nowhere", "blip-export"), options("--graphs", "nowhere")),
-    Case("graph that was not exported", "run", ("no graph", "blip-export --graphs"), lambda work: _without(work, "itm")),
+    Case("graph that was not exported", "run", ("no graph", "blip-export --graphs"), without_graph("itm")),
 ]
 OUT = [
     Case(f"{what} in {step}", step, said, spoil, code)
     for step in ("pre", "export", "run", "post")
     for what, said, spoil, code in (
-        ("--out a file", ("annotations.json is a file",), lambda work: ("--out", work["annotations.json"]), 2),
+        ("--out a file", ("annotations.json is a file",), given("--out", "annotations.json"), 2),
         ("--out a foreign folder", ("is not empty and is not a",), _foreign, 2),
-        ("--out of another step", ("is not empty and is not a",), lambda work: ("--out", work["images"]), 2),
+        ("--out of another step", ("is not empty and is not a",), given("--out", "images"), 2),
         ("--out below a file", ("annotations.json",), _below_a_file, 1),
         ("--out a link to itself", ("link that leads back to itself",), _around, 2),
     )
 ] + [
-    Case("--out a folder in train", "train", ("is a folder",), lambda work: ("--out", work["images"]), 2),
-    Case("--record a file in bench", "bench", ("annotations.json",), lambda work: ("--record", work["annotations.json"]), 2),
+    Case("--out a folder in train", "train", ("is a folder",), given("--out", "images"), 2),
+    Case("--record a file in bench", "bench", ("annotations.json",), given("--record", "annotations.json"), 2),
 ]
-
-
-def _without(work: Work, name: str) -> None:
-    found = manifest.read(work["graphs"], "graphs")
-    shutil.move(work["graphs"], work["all graphs"])
-    chain.with_only(work["all graphs"], work["graphs"], *(found.content["graphs"].keys() - {name}))
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
@@ -183,7 +130,7 @@ def test_folders(case: Case, work: Work, older: bool) -> None:
     refused(case, work, older)
 
 
-def test_file_in_place_of_a_manifest(work: Work) -> None:
+def test_file_in_place_of_aedited(work: Work) -> None:
     """A folder there, which root cannot read either."""
     path: Path = work["graphs"] / manifest.NAME
     path.unlink()

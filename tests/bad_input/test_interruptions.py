@@ -17,10 +17,20 @@ import pytest
 
 from models import manifest
 from preprocess.dataset import Writer
+from runtime import classify, features
 from tests import chain
 from tests.bad_input.table import Case, Work, refused, the_message
+from tests.commands import COMMANDS
 
-STEPS = {"pre": "preprocess", "export": "export", "run": "runtime", "post": "postprocess"}
+STEPS = ("pre", "export", "run", "post")
+TASKS = ("pre classify", "run classify", "run features", "post top1")  # of BLIP-2's chain
+RUNS = ("run", "run classify", "run features")  # what goes on where it was stopped
+
+
+@pytest.fixture
+def chain_of(request: pytest.FixtureRequest) -> Callable[[str], Work]:
+    """A copy of the chain that has the step."""
+    return lambda step: request.getfixturevalue("work2" if step in (*TASKS, "convert") else "work")
 
 
 def _full(*args: object, **named: object) -> Any:
@@ -45,19 +55,34 @@ def _quota(*args: object, **named: object) -> Any:
         ("export", onnx, "save_model", _full),
         ("export", Path, "write_text", _full),
         ("post", Path, "write_text", _full),
+        ("pre classify", Writer, "write", _full),
+        ("run classify", os, "posix_fallocate", _full),
+        ("run classify", Writer, "write", _full),
+        ("run classify", Path, "write_text", _full),
+        ("run features", Writer, "write", _full),
+        ("run features", Writer, "flush", _quota),
+        ("run features", Path, "write_text", _full),
+        ("post top1", Path, "write_text", _full),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_full_disk(
-    work: Work, older: bool, step: str, owner: Any, name: str, failure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    chain_of: Callable[[str], Work],
+    older: bool,
+    step: str,
+    owner: Any,
+    name: str,
+    failure: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    work = chain_of(step)
     added = ("--target", "atc") if step == "export" else ()  # the quicker exporter
 
     def spoil(work: Work) -> tuple[object, ...]:
         monkeypatch.setattr(owner, name, failure)
         return added
 
-    refused(Case("full disk", step, ("The disk is full", "Free some space"), spoil, begun=step == "run"), work, older)
+    refused(Case("full disk", step, ("The disk is full", "Free some space"), spoil, begun=step in RUNS), work, older)
     monkeypatch.undo()
     chain.done(work.call(step, *added))  # once there is space
 
@@ -76,44 +101,92 @@ def _held(folder: Path) -> Iterator[None]:
         other.communicate("\n")
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_folder_in_use(work: Work, step: str) -> None:
+@pytest.mark.parametrize("step", [*STEPS, *TASKS, "convert"])
+def test_a_folder_in_use(chain_of: Callable[[str], Work], step: str) -> None:
+    work = chain_of(step)
     with _held(work[".out.part"]):
         refused(Case("in use", step, ("Another run is writing", "out"), begun=True), work, older=True)
 
 
 def _process(work: Work, step: str, code: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `step` in a process of its own, in which `code` has been run before."""
-    program = f"{code}\nfrom {STEPS[step]}.__main__ import main\nmain()"
+    program = f"{code}\nfrom {COMMANDS[step.split()[0]]} import main\nmain()"
     command = [sys.executable, "-c", program, *map(str, work.usual(step))]
     return subprocess.run(command, text=True, stderr=subprocess.PIPE, timeout=120, check=False, **options)
 
 
-INTERRUPT = """
+# The process gets a signal right after `after` rows of a tensor were written. Shards are small, so that some are done.
+STOPPED = """
 import os, signal
 from preprocess.dataset import Writer
+import runtime.classify, runtime.features
+runtime.classify.PICTURES_PER_SHARD = runtime.features.PICTURES_PER_SHARD = {shard}
 write = Writer.write
-def interrupted(self, start, rows):
+def stopped(self, start, rows):
     write(self, start, rows)
-    if self.name == {name!r}:
-        os.kill(os.getpid(), signal.SIGINT)
-Writer.write = interrupted
+    if self.name == {name!r} and start >= {after}:
+        os.kill(os.getpid(), signal.{signal})
+Writer.write = stopped
 """
+SHARD = 2  # pictures
 
 
-@pytest.mark.parametrize(("step", "name"), [("pre", "img"), ("run", "image_embed"), ("run", "itm_logits")])
-def test_ctrl_c(work: Work, step: str, name: str) -> None:
+def _stopped(work: Work, step: str, name: str, by: str, after: int = 0) -> subprocess.CompletedProcess[str]:
+    code = STOPPED.format(name=name, after=after, signal=by, shard=SHARD)
+    return _process(work, step, code, stdout=subprocess.PIPE)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in this process: runs of other shards are other runs."""
+    for owner in (classify, features):
+        monkeypatch.setattr(owner, "PICTURES_PER_SHARD", SHARD)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        ("pre", "img"),
+        ("run", "image_embed"),
+        ("run", "itm_logits"),
+        ("run classify", "probability"),
+        ("run features", "multimodal_embeds"),
+    ],
+)
+@pytest.mark.usefixtures("small_shards")
+def test_ctrl_c(chain_of: Callable[[str], Work], step: str, name: str) -> None:
+    work = chain_of(step)
     before = work.state()
-    ended = _process(work, step, INTERRUPT.format(name=name), stdout=subprocess.PIPE)
+    ended = _stopped(work, step, name, "SIGINT")
     assert ended.returncode == 130, ended.stderr
     assert "Traceback" not in ended.stderr
-    goes_on = " Run the same command again to go on; what was complete is kept." if step == "run" else ""
+    goes_on = " Run the same command again to go on; what was complete is kept." if step in RUNS else ""
     assert ended.stderr.rstrip().endswith(f"Stopped.{goes_on}")
     left = {path for path in work.state().keys() - before.keys() if path.split("/")[0] != ".out.part"}
     assert not left
-    assert work[".out.part"].exists() == (step == "run")  # a run goes on from it
+    assert work[".out.part"].exists() == (step in RUNS)  # a run goes on from it
     chain.done(work.call(step))
     assert not work[".out.part"].exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "name", "after"),
+    [("run classify", "image_embed", 9), ("run features", "multimodal_embeds", 4)],
+    ids=["classify", "features"],
+)
+@pytest.mark.usefixtures("small_shards")
+def test_killed(work2: Work, step: str, name: str, after: int) -> None:
+    """kill -9 leaves no chance to clean up. The next run goes on, and ends with the bytes of one that nobody disturbed."""
+    ended = _stopped(work2, step, name, "SIGKILL", after)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not work2.out.exists()
+    assert (work2[".out.part"] / "journal.jsonl").read_text("utf-8").count('"pictures"') > 0
+    chain.done(work2.call(step))
+    assert not work2[".out.part"].exists()
+    assert any(row["resumed"] for row in manifest.read(work2.out, "outputs").content["timings"])
+    chain.done(work2.call(step, "--out", work2["undisturbed"]))
+    for path in work2["undisturbed"].glob("*.npy"):
+        assert (work2.out / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("step", ["pre", "run", "post"])
@@ -140,7 +213,7 @@ def test_the_screen_is_a_full_disk(work: Work, step: str) -> None:
 
 def test_terminated(work: Work) -> None:
     """SIGTERM ends it at once, as a killed run does; the next one clears away or goes on."""
-    ended = _process(work, "run", INTERRUPT.format(name="image_embed").replace("SIGINT", "SIGTERM"), stdout=subprocess.PIPE)
+    ended = _stopped(work, "run", "image_embed", "SIGTERM")
     assert ended.returncode == -signal.SIGTERM
     assert not work.out.exists()
     chain.done(work.call("run"))

@@ -16,7 +16,7 @@ CASES = [
     *(_misuse(f"unknown option of {step}", step, ("--colour",), "--colour", "red") for step in COMMANDS),
     *(
         _misuse(f"option without a value of {step}", step, ("--out",), "--out")
-        for step in ("pre", "export", "run", "post", "train")
+        for step in ("pre", "export", "convert", "run", "post", "train")
     ),
     _misuse("left-over word", "post", ("unexpected extra argument (build)",), "build"),
     _misuse("batch size 0", "run", ("--batchsize", "0"), "--batchsize", 0),
@@ -61,13 +61,30 @@ BARE = [
     ("export", (), "--checkpoint"),
     ("export", ("--checkpoint", "x.pth", "--tokenizer", "x"), "--model PRESET"),
     ("export", ("--model", "blip-retrieval-base-cocoo", "--checkpoint", "x", "--tokenizer", "x"), "'blip-retrieval-base-coco'"),
+    ("export", ("--model", "blip2_stage1_vit_q", "--checkpoint", "x", "--tokenizer", "x"), "'blip2_stage1_vit_g'"),
+    ("export", ("--model", "blip2", "--checkpoint", "x", "--tokenizer", "x"), "'blip2-demo'"),
+    ("convert", (), "--from"),
+    ("convert", ("--from", "x", "--to", "hf"), "--out"),
+    ("convert", ("--from", "x", "--to", "hf", "--out", "y", "--model", "blip2-dmo"), "'blip2-demo'"),
     ("train", ("pretrain", "--model", "blip-dmo", "--annotations", "x", "--images", "x"), "'blip-demo'"),
     ("pre", ("retrieval",), "--annotations"),
     ("pre", ("caption",), "'caption'"),
+    ("pre", ("classify",), "--images FOLDER"),
+    ("pre", ("classify", "--annotations", "x"), "--images"),
     ("run", ("caption",), "'caption'"),
+    ("run", ("classification",), "'classify'"),
     ("train", ("finetune",), "'finetune'"),
     ("train", ("pretrain",), "--annotations"),
+    ("train", ("pretrain", "--model", "blip2-demo", "--annotations", "x", "--images", "x"), "sizes of BLIP-2"),
+    ("train", ("stage1",), "--annotations"),
+    ("train", ("stage1", "--model", "blip-demo", "--annotations", "x", "--images", "x"), "sizes of BLIP,"),
+    ("train", ("stage1", "--model", "blip2-stage1-vit-l", "--annotations", "x", "--images", "x"), "--vit-checkpoint"),
+    ("train", ("stage2",), "'stage1'"),
+    ("train", ("probe",), "--image"),
+    ("train", ("probe", "--image", "x"), "--text"),
+    ("train", ("probe", "--model", "blip2_stage1_vit_q", "--image", "x", "--text", "x"), "'blip2_stage1_vit_g'"),
     ("post", ("--outputs", "x"), "blip-post --recall"),
+    ("post", ("--recall", "--top1"), "--recall and --top1"),
 ]
 
 
