@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,18 @@ def good2(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
 
 
 @pytest.fixture
-def work(good: Path, tmp_path: Path) -> Work:
+def work(good: Path, tmp_path: Path) -> Iterator[Work]:
     """A copy of BLIP's to spoil; --out does not exist yet."""
-    shutil.copytree(good, tmp_path / "work")
-    return Work(tmp_path / "work")
+    yield from _copied(good, tmp_path / "work")
 
 
 @pytest.fixture
-def work2(good2: Path, tmp_path: Path) -> Work:
+def work2(good2: Path, tmp_path: Path) -> Iterator[Work]:
     """The same of BLIP-2."""
-    shutil.copytree(good2, tmp_path / "work")
-    return Work(tmp_path / "work")
+    yield from _copied(good2, tmp_path / "work")
+
+
+def _copied(good: Path, root: Path) -> Iterator[Work]:
+    shutil.copytree(good, root)
+    yield Work(root)
+    shutil.rmtree(root)  # all the copies together would fill gigabytes
