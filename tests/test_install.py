@@ -30,7 +30,8 @@ def test_command_and_module_are_the_same(command: str, module: str, tmp_path: Pa
     scripts = {e.name: e.value for e in importlib.metadata.distribution("blip-offline").entry_points}
     assert scripts[f"blip-{command}"] == f"{module}:main"
     # From another folder, as a user calls it.
-    done = subprocess.run([sys.executable, "-m", module.removesuffix(".__main__"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    called = [sys.executable, "-m", module.removesuffix(".__main__"), "--help"]
+    done = subprocess.run(called, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
 

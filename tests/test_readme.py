@@ -24,10 +24,7 @@ def graph_table(model: str) -> str:
     def say(tensors: tuple[TensorSpec, ...]) -> str:
         return ", ".join(f"`{t.name}` {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
 
-    rows = [
-        f"| `{spec.name}` | {say(spec.inputs)} | {say(spec.outputs)} |"
-        for spec in graph_specs(preset(model)).values()
-    ]
+    rows = [f"| `{spec.name}` | {say(spec.inputs)} | {say(spec.outputs)} |" for spec in graph_specs(preset(model)).values()]
     return "\n".join(["| graph | inputs | outputs |", "|---|---|---|", *rows])
 
 
