@@ -86,7 +86,7 @@ def main(
     if length:
         config = _shortened(config, length)
     # Each once, however often it was typed.
-    names = list(dict.fromkeys(graphs.split(","))) if graphs is not None else list(graph_specs(config))
+    names = list(dict.fromkeys(name.strip() for name in graphs.split(","))) if graphs is not None else list(graph_specs(config))
     with extra("torch"):
         from export.write import Options, write_graphs
     called = configs.ALIASES.get(model, model) if model else str(config_file)

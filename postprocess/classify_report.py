@@ -31,7 +31,6 @@ from runtime.outputs import read_classify as read_outputs
 RESULT = "zero_shot_image_classification_result.txt"  # mindformers r1.0 trainer/base_trainer.py: {task}_result.txt
 # What decides the scores beside labels and data: by the manifest's name, and by the report's, as retrieval has it.
 ASKED = {
-    "protocol": "evaluation",
     "templates": "templates",
     "query": "query",
     "temperature": "temperature",

@@ -91,7 +91,7 @@ def refuse_blip(graphs: Graphs) -> None:
 
 def modes_of(text: str) -> list[str]:
     """The modes in `text`, each once, in the order of MODES. Raises Misuse for one that is none."""
-    asked = text.split(",")
+    asked = [mode.strip() for mode in text.split(",")]
     if unknown := [mode for mode in asked if mode not in MODES]:
         raise Misuse(f"There is no mode {unknown[0]!r}; known modes, with commas between: {','.join(MODES)}.")
     return [mode for mode in MODES if mode in asked]

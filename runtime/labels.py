@@ -101,6 +101,8 @@ def read_labels(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8: byte {error.start}. Save it as UTF-8, one label a line.") from error
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []  # not splitlines: U+2028 ends no line
+    if text.lstrip()[:1] in ("[", "{"):
+        raise UserError(f"{file} begins with {text.lstrip()[:1]!r}, as JSON does; expected plain text, one label a line.")
     return checked_labels(lines, file)
 
 

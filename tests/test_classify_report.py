@@ -111,7 +111,7 @@ def test_the_record_adds_up(tmp_path: Path) -> None:
     }
     assert record["labels"] == labels
     protocol = record["protocol"]
-    assert (protocol["evaluation"], protocol["query"], protocol["templates"]) == ("mindformers", "first", ["a picture of {}"])
+    assert (protocol["query"], protocol["templates"]) == ("first", ["a picture of {}"])
     assert (protocol["temperature"], protocol["temperature_from"], protocol["image_size"]) == (0.07, "checkpoint", 24)
     assert "k_test" not in protocol
     assert record["deviations"] == []
@@ -141,7 +141,7 @@ def test_numbers_on_the_page_are_those_of_the_record(tmp_path: Path) -> None:
         for number, each in enumerate(record["classes"], 1)
         for text in (str(number), str(each["pictures"]), f"{each['top1']:.2f}")
     ]
-    for text in ("a picture of {}", "mindformers", "checkpoint", "1.5e-06", record["data"]["digest"], "weights.safetensors"):
+    for text in ("a picture of {}", "checkpoint", "1.5e-06", record["data"]["digest"], "weights.safetensors"):
         assert text in page.text
     cards = [a["class"] for a in page.of("article")]
     wrong = 60 - sum(each["right"] for each in record["classes"])

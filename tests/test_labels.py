@@ -79,6 +79,12 @@ def test_labels_longer_than_the_positions(blip: Work) -> None:
     assert message.endswith("is longer than 36 tokens, which the graph takes. Give a shorter label or template.")
 
 
+def test_a_file_of_json_is_not_one_label(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text('["cat", "dog"]', "utf-8")
+    with pytest.raises(UserError, match="as JSON does; expected plain text, one label a line"):
+        read_labels(tmp_path / "labels.json")
+
+
 def test_labels_of_a_file(blip: Work, tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_bytes("\ufeffword1, word2\r\nword4\u2028\n word3 \n".encode())
