@@ -21,7 +21,8 @@ from models.errors import UserError
 from models.spec import GraphSpec
 
 # Of the largest value of the output. Measured on random weights at full base size: 1e-6 (embeddings), 2e-6 (features),
-# 3e-6 (keys and values, ITM logits); of BLIP-2 with ViT-g 1.1e-6 at most. The one wrong graph met so far, a fusion that scaled twice, was off by 0.1.
+# 3e-6 (keys and values, ITM logits); of BLIP-2 with ViT-g 1.1e-6 at most. The one wrong graph met so far, a fusion that
+# scaled twice, was off by 0.1.
 BOUND = 5e-5
 
 Case = tuple[int, int]  # batch, text length
