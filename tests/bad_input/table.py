@@ -1,6 +1,6 @@
 """Bad input as a table: what is spoilt, which command meets it, and what it has to say.
 
-Each case goes through the real command line, with and without an older complete folder in --out. Whatever happens, no
+Each case goes through the real command line, without and with an older complete result in --out. Whatever happens, no
 file of the whole working folder may change: no half-written result, nothing left over, the older result as it was.
 """
 
@@ -153,15 +153,21 @@ def options(*values: object) -> Spoil:
     return lambda work: values
 
 
-def refused(case: Case, work: Work, older: bool) -> None:
-    """Run `case`, and hold the command to the exit code, to one message and to leaving everything as it was.
-
-    `older`: --out holds a complete result, made with other options.
-    """
+def refused(case: Case, work: Work, older: bool = True) -> None:
+    """Run `case`, and hold the command to the exit code, to one message and to leaving everything as it was: with nothing
+    in --out, then (with `older`, if the step writes there) with a complete result in it, made with other options."""
+    aside = work.root.with_name("older")
     if older and case.step in OLDER:
         source = work[OLDER[case.step]]
-        shutil.copytree(source, work.out) if source.is_dir() else shutil.copy(source, work.out)
+        shutil.copytree(source, aside) if source.is_dir() else shutil.copy(source, aside)
     added = case.spoil(work) or ()
+    _refused_once(case, work, added)
+    if aside.exists():
+        aside.rename(work.out)
+        _refused_once(case, work, added)
+
+
+def _refused_once(case: Case, work: Work, added: Sequence[object]) -> None:
     before = work.state()
     result = work.call(case.step, *added)
     message = the_message(result.stderr)

@@ -64,16 +64,15 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_annotations(case: Case, work: Work, older: bool) -> None:
-    refused(case, work, older)
+def test_annotations(case: Case, work: Work) -> None:
+    refused(case, work)
 
 
 def test_huge(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     size = work["annotations.json"].stat().st_size
     monkeypatch.setattr(annotations, "LARGEST", size - 1)
-    refused(Case("huge", "pre", ("annotations.json", f"{size:,} bytes", "Split the file")), work, older=True)
+    refused(Case("huge", "pre", ("annotations.json", f"{size:,} bytes", "Split the file")), work)
 
 
 @pytest.mark.parametrize(

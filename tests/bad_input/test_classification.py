@@ -42,6 +42,7 @@ LABELS = [
     Case("empty file of labels", STEP, ("labels.txt is empty", "one label"), _labels("")),
     Case("labels not UTF-8", STEP, ("labels.txt is not UTF-8: byte 6",), _labels(b"word1\n\xff\n")),
     Case("labels in UTF-16", STEP, ("labels.txt is not UTF-8",), _labels("word1\n".encode("utf-16"))),
+    Case("labels in JSON", STEP, ("labels.txt begins with '['", "one label a line"), _labels('["word1", "word2"]')),
     Case("label twice", STEP, ("line 3 is 'word1', as 1 is",), _labels("word1\nword2\nword1\n")),
     Case("label blank", STEP, ("line 2 is blank",), _labels("word1\n\nword2\n")),
     Case("label too long", STEP, ("longer than 35 tokens", "a shorter label"), _labels("word1 " * 99), begun=True),
@@ -108,10 +109,9 @@ GRAPHS = [
 ]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", LABELS + DATA + GRAPHS, ids=str)
-def test_classification(case: Case, work2: Work, older: bool) -> None:
-    refused(case, work2, older)
+def test_classification(case: Case, work2: Work) -> None:
+    refused(case, work2)
 
 
 def test_a_query_for_blip(work2: Work) -> None:
@@ -120,7 +120,7 @@ def test_a_query_for_blip(work2: Work) -> None:
     chain.done(work2.call("pre classify", *named, "--out", work2["other"]))
     said = ("The query 'max' was asked for, but these graphs are of BLIP",)
     asked = (*named, "--data", work2["other"], "--query", "max")
-    refused(Case("query", STEP, said, options(*asked), 2), work2, older=True)
+    refused(Case("query", STEP, said, options(*asked), 2), work2)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_query_for_blip(work2: Work) -> None:
         "一只棕色的狗 word1\nword2",
         "word1\0\nword2",
         "\x1b[31m word1\nword2",
-        "[SEP]\nword2",
+        "word1 [SEP]\nword2",
         "word1",
     ],
     ids=["emoji", "Chinese", "NUL", "terminal code", "special token", "one alone"],

@@ -95,7 +95,7 @@ def _clip(sizes: dict[str, dict[str, object]]) -> None:
 
 @pytest.mark.parametrize("case", SOURCES + CONTENTS + OUT, ids=str)
 def test_conversions(case: Case, work2: Work) -> None:
-    refused(case, work2, older=False)
+    refused(case, work2)
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,9 @@ OUT = [
 ]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", DAMAGED + MANIFESTS + MIXED + OUT, ids=str)
-def test_folders(case: Case, work: Work, older: bool) -> None:
-    refused(case, work, older)
+def test_folders(case: Case, work: Work) -> None:
+    refused(case, work)
 
 
 def test_file_in_place_of_aedited(work: Work) -> None:
@@ -135,4 +134,4 @@ def test_file_in_place_of_aedited(work: Work) -> None:
     path: Path = work["graphs"] / manifest.NAME
     path.unlink()
     path.mkdir()
-    refused(Case("folder", "run", ("holds no manifest.json",)), work, older=True)
+    refused(Case("folder", "run", ("holds no manifest.json",)), work)

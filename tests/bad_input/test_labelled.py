@@ -159,10 +159,9 @@ GRAPHS = [
 ]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", FOLDERS + LISTS + PICKLES + MISUSE + GRAPHS, ids=str)
-def test_labelled(case: Case, work2: Work, older: bool) -> None:
-    refused(case, work2, older)
+def test_labelled(case: Case, work2: Work) -> None:
+    refused(case, work2)
 
 
 @pytest.mark.parametrize("file", ["meta", "test"])
@@ -170,7 +169,7 @@ def test_a_pickle_that_executes_code(work2: Work, file: str, tmp_path: Path) -> 
     hostile = Hostile(tmp_path / "executed")
     evil = pickle.dumps({"data": hostile}, 2)
     said = (f"{file} is refused: reading it would run code", "posix.mkdir")
-    refused(Case("pickle", "pre cifar", said, holding(f"{CIFAR}/{file}", evil)), work2, older=True)
+    refused(Case("pickle", "pre cifar", said, holding(f"{CIFAR}/{file}", evil)), work2)
     assert not hostile.mark.exists()
     pickle.loads(evil)
     assert hostile.mark.exists()  # else the check above would see nothing

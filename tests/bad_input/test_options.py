@@ -88,10 +88,9 @@ BARE = [
 ]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_options(case: Case, work: Work, older: bool) -> None:
-    refused(case, work, older)
+def test_options(case: Case, work: Work) -> None:
+    refused(case, work)
 
 
 @pytest.mark.parametrize(("step", "words", "said"), BARE)

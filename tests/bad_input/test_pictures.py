@@ -83,7 +83,6 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_pictures(case: Case, work: Work, older: bool) -> None:
-    refused(case, work, older)
+def test_pictures(case: Case, work: Work) -> None:
+    refused(case, work)

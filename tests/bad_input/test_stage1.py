@@ -87,15 +87,14 @@ def _seven(sizes: dict[str, dict[str, object]]) -> None:
     sizes["qformer"]["queries"] = 7
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", TRAINED, ids=str)
-def test_training(case: Case, work2: Work, older: bool) -> None:
-    refused(case, work2, older)
+def test_training(case: Case, work2: Work) -> None:
+    refused(case, work2)
 
 
 @pytest.mark.parametrize("case", PROBED, ids=str)
 def test_probe(case: Case, work2: Work) -> None:
-    refused(case, work2, older=False)
+    refused(case, work2)
 
 
 def test_what_is_all_right(work2: Work) -> None:

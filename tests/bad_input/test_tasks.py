@@ -107,10 +107,9 @@ REPORTED = [
 ]
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["nothing there", "older result there"])
 @pytest.mark.parametrize("case", OTHER_TASKS + DESCRIBED + REPORTED, ids=str)
-def test_tasks(case: Case, work2: Work, older: bool) -> None:
-    refused(case, work2, older)
+def test_tasks(case: Case, work2: Work) -> None:
+    refused(case, work2)
 
 
 @pytest.mark.parametrize("case", OF_CAPTIONS, ids=str)
