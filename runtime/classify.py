@@ -129,7 +129,7 @@ def probabilities(image_embed: np.ndarray, label_embed: np.ndarray, query: str, 
 def _asked(options: Options, graphs: Graphs, data: ClassifyData) -> Asked:
     if options.labels is not None and options.labels_file is not None:
         raise Misuse("Both --labels and --labels-file are given; choose one.")
-    labels = data.classes
+    labels = checked_labels(data.classes)  # for half a character, which a manifest can hold
     if options.labels_file is not None:
         labels = read_labels(options.labels_file)
     elif options.labels is not None:

@@ -11,6 +11,7 @@ from models.config import Config, from_dict
 from models.errors import UserError
 from models.spec import BATCH, LENGTH, GraphSpec, graph_specs, spec_from_dict
 
+KEPT = ("model", "config", "opset", "target", "precision", "checkpoint", "parity")  # what outputs/ say of their graphs
 MEND = f"Write the folder again with {manifest.MADE_WITH['graphs']}."
 
 
@@ -54,6 +55,9 @@ def read_graphs(folder: Path, verify: bool = False) -> Graphs:
         config = from_dict(found.content["config"], str(folder / manifest.NAME))
         symbolic = graph_specs(config)
         written = {name: spec_from_dict(name, values) for name, values in found.content["graphs"].items()}
+        if lacking := [part for part in KEPT if part not in found.content]:
+            raise KeyError(lacking[0])  # now, and not when the work is done
+        str(found.content["tokenizer"]["sha256"])
         listed = {str(values["file"]) for values in found.content["graphs"].values()} | {str(found.content["tokenizer"]["file"])}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / manifest.NAME} lacks or garbles {error}. {MEND}") from error

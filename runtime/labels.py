@@ -16,7 +16,7 @@ whole is refused. Of several templates the vectors of a label are averaged and m
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -122,14 +122,14 @@ def temperature_of(graphs: Graphs, asked: float | None) -> tuple[float, str]:
     Raises Misuse unless `asked` is a number above 0, UserError when the manifest's is none.
     """
     if asked is not None:
-        if not isinstance(asked, Real) or not 0 < asked < math.inf:  # not for NaN either
+        if not isinstance(asked, Real) or not 0 < asked <= sys.float_info.max:  # not for NaN either
             raise Misuse(f"The temperature is {asked!r:.60}; expected a number above 0.")
         return float(asked), "option"
     held = graphs.content.get("temperature")
     if held is None:
         return TEMPERATURE, "default"
-    if not isinstance(held, (int, float)) or not 0 < held < math.inf:
-        raise UserError(f"{graphs.source.folder} has the temperature {held!r}; expected a number above 0. {MEND}")
+    if not isinstance(held, (int, float)) or not 0 < held <= sys.float_info.max:
+        raise UserError(f"{graphs.source.folder} has the temperature {held!r:.60}; expected a number above 0. {MEND}")
     return float(held), "checkpoint"
 
 

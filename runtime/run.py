@@ -15,7 +15,7 @@ from models import manifest
 from models.errors import UserError
 from preprocess.dataset import PACKED, Tensor, Writer, open_tensor
 from runtime.batches import slices
-from runtime.graphs import Graphs
+from runtime.graphs import KEPT, Graphs
 from runtime.journal import Journal
 from runtime.session import Session, open_session
 
@@ -74,7 +74,6 @@ class Run:
 
         `used` names the graphs that ran; `backend` and `content` are what the task adds.
         """
-        kept = ("model", "config", "opset", "target", "precision", "checkpoint", "parity")
         options, graphs = self.options, self.graphs
         common = {
             "task": self.identity["task"],
@@ -84,7 +83,7 @@ class Run:
                 "digest": graphs.source.digest,
                 "folder": str(options.graphs.absolute()),
                 "used": list(used),
-                **{key: graphs.content[key] for key in kept},
+                **{key: graphs.content[key] for key in KEPT},
             },
             "data": {"digest": self.data.source.digest, "folder": str(options.data.absolute())},
             "backend": {

@@ -216,7 +216,7 @@ def test_other_captions_for_a_picture_are_seen(graphs: Any, data: Path, tmp_path
 
 
 def test_unknown_mode(graphs: Any, data: Path, tmp_path: Path) -> None:
-    for modes, wrong in (("image,sound", "sound"), ("", ""), ("image, text", " text")):
+    for modes, wrong in (("image,sound", "sound"), ("", ""), ("image, speech", "speech")):
         message = chain.refusal(run(graphs["eva", "atc"], data, tmp_path / "o", "--modes", modes), code=2)
         assert message == f"There is no mode {wrong!r}; known modes, with commas between: image,text,multimodal."
     assert not (tmp_path / "o").exists()

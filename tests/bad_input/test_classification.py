@@ -83,6 +83,7 @@ DATA = [
     Case("classes but for a blank", STEP, ("its classes are not names",), _data(lambda m: m["classes"].append("word3 "))),
     Case("fewer classes than labels", STEP, ("a label is beyond the 1 classes",), _data(lambda m: m.update(classes=["cat"]))),
     Case("fewer pictures than labels", STEP, ("'images': 19",), _data(lambda m: m["images"].pop())),
+    Case("half a class", STEP, ("expected a text",), _data(lambda m: m["classes"].__setitem__(0, "\ud800")), 2),
     Case("protocol lost", STEP, ("garbles 'protocol'",), _data(lambda m: m.pop("protocol"))),
     Case("data of another size", STEP, ("image_size 64", "want 32"), _data(lambda m: m["protocol"].update(image_size=64))),
     Case("data of another vocabulary", STEP, ("vocab 60", "want 59"), _data(lambda m: m["protocol"].update(vocab=60))),
@@ -105,6 +106,10 @@ GRAPHS = [
     ),
     Case("temperature of the graphs 0", STEP, ("has the temperature 0",), _graphs(lambda m: m.update(temperature=0))),
     Case("temperature of the graphs a text", STEP, ("the temperature '0.07'",), _graphs(lambda m: m.update(temperature="0.07"))),
+    Case("graphs of no model", STEP, ("garbles 'model'",), _graphs(lambda m: m.pop("model"))),
+    Case("graphs without a parity", STEP, ("garbles 'parity'",), _graphs(lambda m: m.pop("parity"))),
+    Case("vocabulary without a hash", STEP, ("garbles 'sha256'",), _graphs(lambda m: m["tokenizer"].pop("sha256"))),
+    Case("temperature of 400 digits", STEP, ("the temperature 1000",), _graphs(lambda m: m.update(temperature=10**400))),
     Case("provider absent", STEP, ("CUDAExecutionProvider", "--provider cpu"), options("--provider", "cuda")),
 ]
 

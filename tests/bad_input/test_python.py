@@ -148,6 +148,7 @@ MISUSE: list[tuple[Call, str]] = [
     (lambda g: g.classify(temperature=float("nan")), "The temperature is nan"),
     (lambda g: g.classify(temperature="hot"), "The temperature is 'hot'"),
     (lambda g: g.classify(temperature=[]), "The temperature is []"),
+    (lambda g: g.classify(temperature=10**400), "The temperature is 1000"),
     (lambda g: g.classify(query="mean"), "There is no query 'mean'; expected 'first' or 'max'"),
     (lambda g: g.classify(query=7), "There is no query 7"),
     (lambda g: g.describe(mode="video"), "There is no mode 'video'; known modes: image, text, multimodal"),
