@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from models.blip import BlipRetrieval
 from models.config import BlipConfig
+from runtime.journal import Journal
 from tests import chain
 from tests.tiny import TINY, random_model
 
@@ -44,6 +46,20 @@ def atc_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
     """Pictures and captions (chain.OWN) prepared for the graphs of TINY. Read only."""
     return chain.prepare(tmp_path_factory.mktemp("pictures"), atc_graphs)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Collects the shards that are computed in this process."""
+    found: list[tuple[str, int]] = []
+    real = Journal.note
+
+    def note(self: Journal, stage: str, shard: int, *others: Any) -> None:
+        found.append((stage, shard))
+        real(self, stage, shard, *others)
+
+    monkeypatch.setattr(Journal, "note", note)
+    return found
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

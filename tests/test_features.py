@@ -21,7 +21,6 @@ from models import manifest
 from models.blip2 import Blip2Retrieval
 from preprocess.dataset import read_retrieval as read_data
 from runtime import features
-from runtime.journal import Journal
 from runtime.outputs import read_features
 from runtime.session import Session
 from tests import chain
@@ -288,19 +287,11 @@ main()
 
 
 @pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Collects the shards that are computed in this process."""
+def small_shards(monkeypatch: pytest.MonkeyPatch, computed: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Shards of a few pictures or captions; collects those that are computed in this process."""
     monkeypatch.setattr(features, "PICTURES_PER_SHARD", 4)
     monkeypatch.setattr(features, "CAPTIONS_PER_SHARD", 10)
-    found: list[tuple[str, int]] = []
-    real = Journal.note
-
-    def note(self: Journal, stage: str, shard: int, *others: Any) -> None:
-        found.append((stage, shard))
-        real(self, stage, shard, *others)
-
-    monkeypatch.setattr(Journal, "note", note)
-    return found
+    return computed
 
 
 @pytest.mark.parametrize(("count", "shards"), [(1, 0), (30, 2), (70, 5)])

@@ -130,20 +130,6 @@ def undisturbed(atc_graphs: Path, tiny_data: Path, tmp_path_factory: pytest.Temp
     return arrays(out)
 
 
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Collects the shards that are computed in this process."""
-    found: list[tuple[str, int]] = []
-    real = Journal.note
-
-    def note(self: Journal, stage: str, shard: int, *others: Any) -> None:
-        found.append((stage, shard))
-        real(self, stage, shard, *others)
-
-    monkeypatch.setattr(Journal, "note", note)
-    return found
-
-
 MOMENTS = [
     ("write", 1),  # nothing is complete
     ("write", 5),  # within the second shard of pictures: two writes a batch, two batches a shard
