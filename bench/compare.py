@@ -6,7 +6,8 @@ anything the results have to agree, so they are compared first. C captions, L to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,9 @@ class Way:
     name: str
     items: int
     run: Callable[[], np.ndarray]
+
+
+Difference = Callable[[str, Way, np.ndarray], float]  # of a way's result from ours, or an error
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,16 @@ class Measured:
         }
 
 
-def chosen_works(works: str | None) -> list[str]:
-    """The works that --works lists, with commas between; all without it. Raises Misuse for another name."""
+def chosen_works(works: str | None, there: Iterable[str] = NEEDED) -> list[str]:
+    """The works that --works lists, with commas between, of those that are `there`; all without it. Raises Misuse for another
+    name."""
+    known = list(there)
     if works is None:
-        return list(NEEDED)
+        return known
     names = works.split(",")
-    if unknown := [name for name in names if name not in NEEDED]:
-        raise Misuse(f"There is no work {unknown[0]!r} to compare; there are {', '.join(NEEDED)}.")
-    return [work for work in NEEDED if work in names]
+    if unknown := [name for name in names if name not in known]:
+        raise Misuse(f"There is no work {unknown[0]!r} to compare; there are {', '.join(known)}.")
+    return [work for work in known if work in names]
 
 
 def load_rival(graphs: Graphs, checkpoint: Path, vit_checkpoint: Path | None, threads: int) -> Rival:
@@ -125,13 +131,20 @@ def load_rival(graphs: Graphs, checkpoint: Path, vit_checkpoint: Path | None, th
     Misuse when transformers has no such model."""
     if graphs.config.vision.kind == CLIP:
         raise Misuse("transformers has no BLIP-2 with CLIP's image encoder; leave out --compare transformers.")
-    try:
+    with transformers_wanted():
         from bench.rival import Rival
+    return Rival(graphs.config, checkpoint, vit_checkpoint, threads)
+
+
+@contextmanager
+def transformers_wanted() -> Iterator[None]:
+    """For imports of what a comparison needs: turn its absence into a sentence."""
+    try:
+        yield
     except ImportError as error:
         raise UserError(
             f"--compare transformers needs {error.name}, which is not installed here: pip install 'torch' 'transformers>=5.23'."
         ) from error
-    return Rival(graphs.config, checkpoint, vit_checkpoint, threads)
 
 
 def compare(graphs: Graphs, rival: Rival, captions: Captions, setting: Setting) -> list[Measured]:
@@ -143,7 +156,7 @@ def compare(graphs: Graphs, rival: Rival, captions: Captions, setting: Setting) 
         "captions": lambda: caption_ways(graphs, rival, captions, setting),
         "pairs": lambda: pair_ways(graphs, rival, captions, setting),
     }
-    return [_measure(work, ways[work](), setting) for work in setting.works]
+    return [take_turns(work, ways[work](), setting.rounds, difference) for work in setting.works]
 
 
 def picture_ways(graphs: Graphs, rival: Rival, setting: Setting) -> list[Way]:
@@ -210,17 +223,18 @@ def _opened(graphs: Graphs, name: str, setting: Setting) -> Session:
     return open_session(graphs, name, threads=setting.threads)
 
 
-def _measure(work: str, ways: list[Way], setting: Setting) -> Measured:
+def take_turns(work: str, ways: list[Way], rounds: int, difference: Difference) -> Measured:
+    """Time the ways by turns, with a progress bar, once `difference` has found each way's result to be that of the first."""
     ours, *others = ways
     result = ours.run()
-    differences = {way.name: _difference(work, way, result) for way in others}
+    differences = {way.name: difference(work, way, result) for way in others}
     runs: dict[str, Work] = {way.name: way.run for way in ways}
-    with tqdm(total=len(ways) * (setting.rounds + WARMUP), desc=work, disable=None, leave=False) as bar:
-        timings = interleave(runs, setting.rounds, WARMUP, bar.update)
+    with tqdm(total=len(ways) * (rounds + WARMUP), desc=work, disable=None, leave=False) as bar:
+        timings = interleave(runs, rounds, WARMUP, bar.update)
     return Measured(work, {way.name: way.items for way in ways}, timings, differences)
 
 
-def _difference(work: str, way: Way, ours: np.ndarray) -> float:
+def difference(work: str, way: Way, ours: np.ndarray) -> float:
     """The largest absolute difference. Raises UserError when it is more than rounding."""
     theirs = way.run()
     found = float(np.abs(ours[: len(theirs)] - theirs).max())

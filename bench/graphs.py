@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from bench.flops import count_flops
+from bench.forms import Form, Load, Writing, bind, forms
 from bench.measure import Timing, time_loops
 from models.errors import Misuse
 from models.spec import LENGTH, GraphSpec
-from runtime.graphs import Graphs, fixed_sizes
+from runtime.graphs import Graphs
 from runtime.session import open_session
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is asked of each graph."""
-
-    batchsize: int
-    length: int  # tokens of a caption
-    loops: int | None  # None: as many as fit into some seconds
-    warmup: int
-    threads: int
-    provider: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +28,12 @@ class Row:
     length: int | None  # None for a graph without text
     timing: Timing
     flops: dict[str, int]  # of one run, by operator
+    form: Form = field(default_factory=lambda: Form({}))
+
+    @property
+    def name(self) -> str:
+        """The graph, and the part of its work that was timed."""
+        return f"{self.graph} {self.form.part}".rstrip()
 
     @property
     def samples_per_s(self) -> float:
@@ -53,6 +49,7 @@ class Row:
         """As a record keeps it. `peak`: of the machine, in 1e9 operations per second."""
         return {
             "graph": self.graph,
+            **({"part": self.form.part, "sizes": self.form.sizes} if self.form.part else {}),
             "batch": self.batch,
             "length": self.length,
             "loops": len(self.timing.seconds),
@@ -78,46 +75,61 @@ def chosen_names(graphs: Graphs, only: str | None) -> list[str]:
     return names
 
 
-def time_graphs(graphs: Graphs, names: Sequence[str], load: Load) -> list[Row]:
-    """Each graph on full batches of random pictures and of captions of full length, with a progress bar."""
-    rows = []
+def time_graphs(graphs: Graphs, names: Sequence[str], load: Load, writing: Writing | None = None) -> list[Row]:
+    """Each graph on full batches of random pictures and of texts of full length, with a progress bar."""
+    rows: list[Row] = []
     bar = tqdm(names, "graphs", unit=" graphs", disable=None, leave=False)
     for name in bar:
         bar.set_postfix_str(name)
-        rows.append(time_graph(graphs, name, load))
+        rows += time_graph(graphs, name, load, writing)
     return rows
 
 
-def time_graph(graphs: Graphs, name: str, load: Load) -> Row:
-    """One graph. A graph with fixed axes is timed at its own batch and length, not at those of `load`."""
-    batch, length = fixed_sizes(graphs, name)
-    batch, length = batch or load.batchsize, length or load.length
-    bound = graphs.symbolic[name].bind(batch, length)
-    flops = count_flops(graphs.path(name), bound)
+def time_graph(graphs: Graphs, name: str, load: Load, writing: Writing | None = None) -> list[Row]:
+    """One graph in each of its forms. A graph with fixed axes is timed at its own batch and length, not at those of `load`."""
+    symbolic, rows = graphs.symbolic[name], []
+    takes_text = any(LENGTH in t.shape for t in symbolic.inputs)
+    wanted = forms(graphs, name, load, writing)
+    counted = [count_flops(graphs.path(name), bind(symbolic, form.sizes)) for form in wanted]
     session = open_session(graphs, name, load.provider, load.threads)
-    feeds = random_inputs(bound, graphs.config.text.vocab)
-    timing = time_loops(lambda: session.run(**feeds), load.loops, load.warmup)
-    takes_text = any(LENGTH in t.shape for t in graphs.symbolic[name].inputs)
-    return Row(name, batch, length if takes_text else None, timing, flops)
+    for form, flops in zip(wanted, counted, strict=True):
+        feeds = random_inputs(bind(symbolic, form.sizes), _vocab(graphs, symbolic))
+        timing = time_loops(partial(session.run, **feeds), load.loops, load.warmup)
+        rows.append(Row(name, form.rows, form.sizes[LENGTH] if takes_text else None, timing, flops, form))
+    return rows
 
 
 def random_inputs(bound: GraphSpec, vocab: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Inputs of a graph whose axes are all numbers: no padding, so that every position counted in the operations is used."""
     draw = np.random.default_rng(seed)
+    shapes = {tensor.name: tuple(int(d) for d in tensor.shape) for tensor in bound.inputs}
+    before = sum(shapes[name][axis] for name, axis in (("past_mask", -1), ("llm_prompt", 1)) if name in shapes)
+    kept = next((shape[0] for name, shape in shapes.items() if name.startswith("past.")), 1)  # rows
     feeds: dict[str, np.ndarray] = {}
     for tensor in bound.inputs:
-        shape = tuple(int(d) for d in tensor.shape)
+        shape = shapes[tensor.name]
         if tensor.name == "text_ids":
             feeds[tensor.name] = draw.integers(0, vocab, shape, dtype=np.int64)
-        elif tensor.name == "text_atten_mask":
+        elif tensor.name.endswith("mask"):
             feeds[tensor.name] = np.ones(shape, np.int64)
+        elif tensor.name == "positions":
+            feeds[tensor.name] = np.ascontiguousarray(np.broadcast_to(before + np.arange(shape[-1]), shape))
+        elif tensor.name == "beam_index":
+            feeds[tensor.name] = np.arange(np.prod(shape), dtype=np.int64).reshape(shape) % kept
         else:
             feeds[tensor.name] = draw.standard_normal(shape, np.float32).astype(tensor.dtype)
     return feeds
 
 
+def _vocab(graphs: Graphs, spec: GraphSpec) -> int:
+    """How many words the ids of a graph can be: of the decoder, or of what reads the text."""
+    logits = [t for t in spec.outputs if t.name == "logits"]
+    return int(logits[0].shape[-1]) if logits else graphs.config.text.vocab
+
+
 def own_forms(rows: Sequence[Row], load: Load) -> list[str]:
     """What to say about graphs that were exported for another batch or length than was asked for: a line, or none."""
-    other = [row for row in rows if row.batch != load.batchsize or row.length not in (None, load.length)]
+    fixed = [row for row in rows if not row.form.part]  # a part is timed in the form that was asked for
+    other = [row for row in fixed if row.batch != load.batchsize or row.length not in (None, load.length)]
     said = [f"{row.graph} (batch {row.batch}{f', length {row.length}' if row.length else ''})" for row in other]
     return [f"Timed in the one form that they were exported in: {', '.join(said)}."] if said else []

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bench.graphs import Load
+from bench.forms import Load
 from models import manifest
 from models.errors import Misuse
 

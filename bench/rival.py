@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bench.theirs import their_model
 from models.checkpoint import load_model
-from models.config import Config
+from models.config import Config, RetrievalConfig
+from models.errors import Misuse
 from runtime.batches import slices
 
 
@@ -23,7 +24,10 @@ class Rival:
     """The model of `checkpoint` in transformers."""
 
     def __init__(self, config: Config, checkpoint: Path, vit_checkpoint: Path | None, threads: int) -> None:
-        """Sets the threads of PyTorch. Raises UserError when the checkpoint is not of this model."""
+        """Sets the threads of PyTorch. Raises UserError when the checkpoint is not of this model, Misuse when it is of one that
+        writes words."""
+        if not isinstance(config, RetrievalConfig):
+            raise Misuse("Graphs that write words are not compared here; give graphs for retrieval.")
         torch.set_num_threads(threads)
         ours, self.report = load_model(config, checkpoint, vit_checkpoint)
         self.theirs = their_model(config, ours.state_dict())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.bandwidth import Bandwidth
 from bench.compare import Measured
+from bench.generation import Generation
 from bench.graphs import Row
 from bench.peak import Peak
 
@@ -14,13 +16,13 @@ BUSY = 1.0  # load average before the bench begins
 def graph_lines(rows: Sequence[Row], peak: Peak) -> list[str]:
     """A line per graph. GF/s and the share of the peak are of the median loop, samples/s of all of them."""
     lines = [
-        f"{'graph':<12} {'batch':>5} {'length':>6} {'loops':>5} {'mean ms':>10} {'median ms':>10} {'p99 ms':>10} "
+        f"{'graph':<20} {'batch':>5} {'length':>6} {'loops':>5} {'mean ms':>10} {'median ms':>10} {'p99 ms':>10} "
         f"{'samples/s':>10} {'GFLOP':>10} {'GF/s':>8} {'of peak':>8}"
     ]
     for row in rows:
         timing, flops = row.timing, sum(row.flops.values())
         lines.append(
-            f"{row.graph:<12} {row.batch:>5} {row.length or '-':>6} {len(timing.seconds):>5} {1e3 * timing.mean:>10.2f} "
+            f"{row.name:<20} {row.batch:>5} {row.length or '-':>6} {len(timing.seconds):>5} {1e3 * timing.mean:>10.2f} "
             f"{1e3 * timing.median:>10.2f} {1e3 * timing.p99:>10.2f} {row.samples_per_s:>10.2f} {flops / 1e9:>10.3f} "
             f"{row.gflops:>8.1f} {row.gflops / peak.best:>8.1%}"
         )
@@ -35,14 +37,39 @@ def peak_lines(peak: Peak) -> list[str]:
     ]
 
 
+def generation_lines(rows: Sequence[Generation], bandwidth: Bandwidth) -> list[str]:
+    """A line per way to write. After the first word; a token is one word of one text, however many beams look for it."""
+    lines = [
+        f"{'beams':>5} {'past':<5} {'batch':>5} {'prompt':>6} {'new':>4} {'loops':>5} {'first ms':>9} {'ms/token':>9} "
+        f"{'tokens/s':>9} {'MB/token':>9} {'GB/s':>7} {'of read':>7}"
+    ]
+    for row in rows:
+        lines.append(
+            f"{row.beams:>5} {'kept' if row.use_past else 'none':<5} {row.batch:>5} {row.prompt:>6} {row.new:>4} "
+            f"{len(row.rest.seconds):>5} {1e3 * row.first.median:>9.2f} {row.token_ms:>9.2f} {row.tokens_per_s:>9.2f} "
+            f"{row.token_bytes / 1e6:>9.2f} {row.gb_per_s:>7.2f} {row.gb_per_s / bandwidth.best:>7.1%}"
+        )
+    return lines
+
+
+def bandwidth_lines(bandwidth: Bandwidth) -> list[str]:
+    """What the shares of reading are of, and the way that reached it."""
+    measured = ", ".join(f"{way} {gb_per_s:.1f}" for way, gb_per_s in bandwidth.gb_per_s.items())
+    return [
+        f"Read: this machine reads float32 at {bandwidth.best:.1f} GB/s ({bandwidth.best_way}).",
+        f"      Measured, sums of {bandwidth.bytes / 1e9:.2f} GB: {measured}.",
+    ]
+
+
 def compare_lines(measured: Sequence[Measured]) -> list[str]:
     """A line per way. "ours is" says how many times faster the first way of the work is, with the range of the rounds."""
-    lines = [f"{'work':<8} {'way':<60} {'items':>5} {'median s':>8} {'per s':>8}  {'ours is':<22} {'differs':>7}"]
+    wide = max(8, *(len(work.work) for work in measured))
+    lines = [f"{'work':<{wide}} {'way':<60} {'items':>5} {'median s':>8} {'per s':>8}  {'ours is':<22} {'differs':>7}"]
     for work in measured:
         for way, timing in work.timings.items():
             head, against = (work.work, "") if way == work.ours else ("", _against(work, way))
             lines.append(
-                f"{head:<8} {way:<60} {work.items[way]:>5} {timing.median:>8.3f} {work.rate(way):>8.2f}  {against}".rstrip()
+                f"{head:<{wide}} {way:<60} {work.items[way]:>5} {timing.median:>8.3f} {work.rate(way):>8.2f}  {against}".rstrip()
             )
     return lines
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from models.blip2 import LN_VISION_EPS
-from models.config import Blip2Config, BlipConfig, Config
+from models.config import Blip2Config, BlipConfig, RetrievalConfig
 from models.huggingface import huggingface_config, to_huggingface
 
 
@@ -97,12 +97,12 @@ class TheirBlip2:
         return queries
 
 
-def their_model(config: Config, state: Mapping[str, Tensor]) -> TheirBlip | TheirBlip2:
+def their_model(config: RetrievalConfig, state: Mapping[str, Tensor]) -> TheirBlip | TheirBlip2:
     """transformers' model of `config` with the weights `state`, which bear our names."""
     return TheirBlip2(config, state) if isinstance(config, Blip2Config) else TheirBlip(config, state)
 
 
-def _with_weights(model: Any, config: Config, state: Mapping[str, Tensor]) -> Any:
+def _with_weights(model: Any, config: RetrievalConfig, state: Mapping[str, Tensor]) -> Any:
     # Copied, not mapped from the file: its own layers are to lie in memory as it would lay them.
     model.load_state_dict(to_huggingface(state, config))
     return model.eval().requires_grad_(False)

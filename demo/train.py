@@ -12,8 +12,8 @@ import click
 
 from demo import shapes
 from models.blip import BlipPretrain
-from models.config import BLIP_DEMO
 from models.errors import Command
+from models.presets import BLIP_DEMO
 from preprocess.workers import usable_cpus
 from training.initial import initialise
 from training.options import Files, Options

@@ -19,8 +19,8 @@ from demo.scenes import scenes
 from demo.train import DRAWN_WITH, TOKENIZER, draw_pictures
 from models import manifest
 from models.blip2 import Blip2Stage1
-from models.config import BLIP2_DEMO
 from models.errors import Command
+from models.presets import BLIP2_DEMO
 from preprocess.workers import usable_cpus
 from training.initial import initialise, start_queries_as_text
 from training.options import Files, Options

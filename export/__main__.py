@@ -8,15 +8,17 @@ from pathlib import Path
 import click
 
 from export.targets import ATC, DEFAULT_OPSET, OPSETS, ORT, TARGETS
-from models import config as configs
-from models.config import Config
+from models import presets
+from models.config import Blip2LlmConfig, BlipVqaConfig, Config, RetrievalConfig
+from models.config_file import from_file
 from models.errors import Command, Misuse, extra
+from models.llm_config import T5Config
 from models.spec import graph_specs
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.option(
-    "--model", default=None, help=f"Preset: {', '.join(configs.PRESETS)}; or a name of mindformers: {', '.join(configs.ALIASES)}."
+    "--model", default=None, help=f"Preset: {', '.join(presets.PRESETS)}; or a name of mindformers: {', '.join(presets.ALIASES)}."
 )
 @click.option(
     "--config",
@@ -28,7 +30,7 @@ from models.spec import graph_specs
     "--checkpoint",
     type=click.Path(path_type=Path),
     required=True,
-    help="Of BLIP or BLIP-2's first stage: an original .pth, a Hugging Face folder or .safetensors, or our own .safetensors.",
+    help="Of BLIP or BLIP-2: an original .pth, a Hugging Face folder or .safetensors, or our own .safetensors.",
 )
 @click.option(
     "--vit-checkpoint",
@@ -37,7 +39,16 @@ from models.spec import graph_specs
     help="The image encoder of BLIP-2, when --checkpoint has none.",
 )
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), required=True, help="Folder with vocab.txt or tokenizer.json, or that file."
+    "--llm-checkpoint",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The language model of BLIP-2's second stage, a Hugging Face folder, when --checkpoint has none.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with vocab.txt or tokenizer.json, of a language model with its vocabulary; or that file.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/graphs"), help="Folder to write.")
 @click.option("--graphs", default=None, help="Only these, with commas between.  [default: all]")
@@ -55,13 +66,28 @@ from models.spec import graph_specs
     "--length",
     type=click.IntRange(min=3),
     default=None,
-    help="Fixed caption length in tokens, for graphs and data, --target atc only.  [default: the model's]",
+    help="Fixed length of captions, questions or prompts in tokens, for graphs and data, --target atc only.  "
+    "[default: the model's]",
+)
+@click.option(
+    "--beams",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Fixed number of texts that are written at once for one prompt, --target atc only.  [default: 1]",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Places of the buffer for what the decoder has read and written, --target atc only.  "
+    "[default: the longest prompt and 30 words]",
 )
 def main(
     model: str | None,
     config_file: Path | None,
     checkpoint: Path,
     vit_checkpoint: Path | None,
+    llm_checkpoint: Path | None,
     tokenizer: Path,
     out: Path,
     graphs: str | None,
@@ -69,13 +95,15 @@ def main(
     opset: int | None,
     batchsize: int | None,
     length: int | None,
+    beams: int | None,
+    slots: int | None,
 ) -> None:
     """Cut the model in CHECKPOINT into ONNX graphs and say how far each is from it."""
     if (model is None) == (config_file is None):
         raise Misuse(
-            f"Name the model with --model PRESET or its sizes with --config FILE.json. Presets: {', '.join(configs.PRESETS)}."
+            f"Name the model with --model PRESET or its sizes with --config FILE.json. Presets: {', '.join(presets.PRESETS)}."
         )
-    config = configs.from_file(config_file) if config_file else configs.preset(str(model))
+    config = from_file(config_file) if config_file else presets.preset(str(model))
     opset = DEFAULT_OPSET[target] if opset is None else opset
     if opset not in OPSETS[target]:
         raise Misuse(f"--target {target} writes opsets {OPSETS[target][0]} to {OPSETS[target][-1]}, asked was {opset}.")
@@ -83,28 +111,38 @@ def main(
         raise Misuse(
             "--batchsize and --length fix axes, which only --target atc does; the graphs of --target ort take any batch."
         )
+    if (beams or slots) and (target == ORT or isinstance(config, RetrievalConfig)):
+        raise Misuse("--beams and --slots fix axes of graphs that write words, which only --target atc does.")
     if length:
         config = _shortened(config, length)
+    known = graph_specs(config, static=target == ATC)
     # Each once, however often it was typed.
-    names = list(dict.fromkeys(name.strip() for name in graphs.split(","))) if graphs is not None else list(graph_specs(config))
+    names = list(dict.fromkeys(name.strip() for name in graphs.split(","))) if graphs is not None else list(known)
     with extra("torch"):
         from export.write import Options, write_graphs
-    called = configs.ALIASES.get(model, model) if model else str(config_file)
-    options = Options(called, config, checkpoint, vit_checkpoint, tokenizer, out, names, target, opset, batchsize or 1)
-    write_graphs(options, click.echo)
+    called = presets.ALIASES.get(model, model) if model else str(config_file)
+    files = (checkpoint, vit_checkpoint, llm_checkpoint, tokenizer, out)
+    write_graphs(Options(called, config, *files, names, target, opset, batchsize or 1, beams or 1, slots), click.echo)
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
 
 
 def _shortened(config: Config, length: int) -> Config:
-    """The configuration for captions of `length` tokens, so that blip-pre cuts them as the graphs need them. A deviation
-    from the model's own length is said on screen. Raises Misuse when the model's captions are not that long."""
-    longest = config.protocol.max_length
-    if length > longest:
-        raise Misuse(f"--length {length} is longer than the captions of this model, {longest} tokens.")
+    """The configuration for texts of `length` tokens, so that they are cut as the graphs need them. A deviation from the
+    model's own length is said on screen. Raises Misuse when the model's texts are not that long; T5's prompts have no limit."""
+    longest, texts = config.protocol.max_length, _texts(config)
+    if length > longest and not (isinstance(config, Blip2LlmConfig) and isinstance(config.llm, T5Config)):
+        raise Misuse(f"--length {length} is longer than the {texts} of this model, {longest} tokens.")
     if length < longest:
         said = f"--length {length} deviates from the model's protocol, {longest} tokens"
-        click.echo(f"Warning: {said}; longer captions will be cut, and the figures will differ.", err=True)
+        click.echo(f"Warning: {said}; longer {texts} will be cut, and the figures will differ.", err=True)
     return dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, max_length=length))
+
+
+def _texts(config: Config) -> str:
+    """What the model reads."""
+    if isinstance(config, RetrievalConfig):
+        return "captions"
+    return "questions" if isinstance(config, BlipVqaConfig) else "prompts"
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
 """What each graph computes, as a function of the model and the graph's inputs.
 
-The names, and the order of inputs and outputs, are those of models/spec.py. Axes as there.
+The names, and the order of inputs and outputs, are those of models/spec.py. Axes as there. The graphs that write words are in
+export/generation_graphs.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
+from export.generation_graphs import Computations, Outputs, generation_graphs
+from export.random_scene import Model
 from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval, Retrieval
-from models.spec import graph_specs
-
-Outputs = Tensor | tuple[Tensor, ...]
 
 
 def image_embed(blip: BlipRetrieval, input_image: Tensor) -> Tensor:
@@ -64,7 +62,7 @@ def itm_cached(model: Retrieval, text_ids: Tensor, text_atten_mask: Tensor, cros
     return model.itm_logits(text_ids, text_atten_mask, kv, shared=True)
 
 
-BLIP: dict[str, Callable[..., Outputs]] = {
+BLIP: Computations = {
     "text_embed": BlipRetrieval.text_embed,
     "image_embed": image_embed,
     "image_feat": BlipRetrieval.image_feat,
@@ -73,7 +71,7 @@ BLIP: dict[str, Callable[..., Outputs]] = {
     "itm": itm,
     "itm_cached": itm_cached,
 }
-BLIP2: dict[str, Callable[..., Outputs]] = {
+BLIP2: Computations = {
     "text_embed": Blip2Retrieval.text_embed,
     "image_feat": Blip2Retrieval.image_feat,
     "qformer": qformer,
@@ -89,59 +87,21 @@ BLIP2: dict[str, Callable[..., Outputs]] = {
 class Graph(nn.Module):
     """One graph as the exporters want it. It borrows the model: only the weights that the function uses are exported."""
 
-    def __init__(self, name: str, model: Retrieval) -> None:
+    def __init__(self, compute: Callable[..., Outputs], model: Model) -> None:
         super().__init__()
-        self.compute = (BLIP2 if isinstance(model, Blip2Retrieval) else BLIP)[name]
+        self.compute = compute
         self.model = model
 
     def forward(self, *inputs: Tensor) -> Outputs:
         return self.compute(self.model, *inputs)
 
 
-def module_for(name: str, model: Retrieval) -> nn.Module:
-    """The module that computes graph `name` of `model`, in eval mode."""
-    return Graph(name, model).eval()
+def module_for(name: str, model: Model, static: bool = False) -> Graph:
+    """The module that computes graph `name` of `model`, in eval mode; in its `static` form if it has one."""
+    return Graph(_computations(model, static)[name], model).eval()
 
 
-@torch.no_grad()
-def random_inputs(name: str, model: Retrieval, batch: int, length: int, seed: int) -> dict[str, Tensor]:
-    """Inputs of graph `name` that a real run could meet: captions of unequal length, features of real pictures.
-
-    Random features would have another distribution than the encoder's, so they are computed from random pictures.
-    """
-    spec = graph_specs(model.cfg)[name].bind(batch, length)
-    draw = torch.Generator().manual_seed(seed)
-    inputs: dict[str, Tensor] = {}
-    for tensor in spec.inputs:
-        shape = torch.Size(int(dim) for dim in tensor.shape)
-        if tensor.name == "text_ids":
-            inputs[tensor.name] = torch.randint(1, model.cfg.text.vocab, shape, generator=draw)
-        elif tensor.name == "text_atten_mask":
-            lengths = torch.randint(1, length + 1, (batch, 1), generator=draw)  # (B, 1)
-            lengths[0] = length
-            inputs[tensor.name] = (torch.arange(length) < lengths).long()  # (B, L)
-        elif tensor.name == "input_image":
-            inputs[tensor.name] = _pictures(model, batch, seed)
-        else:
-            feat = _features(model, shape[0], seed)  # (P, T, D)
-            inputs[tensor.name] = model.image_kv(feat) if tensor.name == "cross_kv" else feat
-    if "text_ids" in inputs:
-        inputs["text_ids"] *= inputs["text_atten_mask"]  # padding is 0
-    return inputs
-
-
-def _pictures(model: Retrieval, count: int, seed: int) -> Tensor:
-    size = model.cfg.vision.image_size
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-# Several graphs read the same features, and of a large encoder they take long.
-_COMPUTED: WeakKeyDictionary[nn.Module, dict[tuple[int, int], Tensor]] = WeakKeyDictionary()
-
-
-def _features(model: Retrieval, count: int, seed: int) -> Tensor:
-    """What the encoder makes of `_pictures`."""
-    computed = _COMPUTED.setdefault(model, {})
-    if (count, seed) not in computed:
-        computed[count, seed] = model.image_feat(_pictures(model, count, seed))
-    return computed[count, seed]
+def _computations(model: Model, static: bool) -> Computations:
+    if isinstance(model, Blip2Retrieval):
+        return BLIP2
+    return BLIP if isinstance(model, BlipRetrieval) else generation_graphs(model, static)

@@ -14,18 +14,21 @@ import onnxruntime
 import torch
 from torch import nn
 
-from export.graphs import random_inputs
-from models.blip2 import Retrieval
+from export.random_inputs import random_inputs
+from export.random_scene import Model
+from export.sizes import Sizes
+from models.config import Blip2LlmConfig, Config
 from models.engine import DISABLED_OPTIMIZERS
 from models.errors import UserError
-from models.spec import GraphSpec
+from models.generation_spec import BEAMS, CROSS, PAST, QUERIES, ROWS
+from models.spec import LENGTH, GraphSpec
+from models.stored import compute_in_float32
 
 # Of the largest value of the output. Measured on random weights at full base size: 1e-6 (embeddings), 2e-6 (features),
 # 3e-6 (keys and values, ITM logits); of BLIP-2 with ViT-g 1.1e-6 at most. The one wrong graph met so far, a fusion that
 # scaled twice, was off by 0.1.
 BOUND = 5e-5
-
-Case = tuple[int, int]  # batch, text length
+MAPPED = 4 * 2**30  # bytes of a graph from which on its weights are not copied to be measured
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,34 @@ class Parity:
         return self.max_rel <= self.bound  # False for NaN
 
 
-def cases_for(spec: GraphSpec, max_length: int) -> list[Case]:
-    """Batch sizes and lengths to try: one sample, odd batches, the shortest and the longest caption."""
-    if spec.is_static:
-        batch = next(int(t.shape[0]) for t in spec.outputs)
-        return [(batch, max_length)] * 2
-    cases = [(1, max_length), (3, min(12, max_length)), (2, 3), (5, min(8, max_length))]
-    return cases if spec.inputs[0].name == "text_ids" else cases[:2]
+def cases_for(spec: GraphSpec, config: Config) -> list[Sizes]:
+    """Sizes to try of a graph whose axes are dynamic: one sample, odd batches, the shortest and the longest text; of a decoder
+    the first step, later ones, and every axis at 1."""
+    longest = config.protocol.max_length
+    letters = {dim for t in spec.inputs for dim in t.shape}
+    if PAST not in letters:
+        cases = [(1, longest), (3, min(12, longest)), (2, min(3, longest)), (5, min(8, longest))]
+        return [Sizes(*case) for case in (cases if LENGTH in letters else cases[:2])]
+    queries = config.qformer.queries if isinstance(config, Blip2LlmConfig) else 0
+    seen = queries + min(7, longest)
+    return [
+        Sizes(3, min(6, longest), {BEAMS: 1, ROWS: 3, PAST: 0, QUERIES: queries, CROSS: seen}),
+        Sizes(2, 1, {BEAMS: 3, ROWS: 5, PAST: queries + 4, QUERIES: 0, CROSS: seen}),
+        Sizes(3, 2, {BEAMS: 2, ROWS: 7, PAST: queries + 2, QUERIES: 0, CROSS: seen}),
+        Sizes(1, 1, {BEAMS: 1, ROWS: 1, PAST: 1, QUERIES: 1, CROSS: 1}),
+    ]
 
 
 def measure(
-    model: Retrieval, module: nn.Module, spec: GraphSpec, path: Path, cases: Sequence[Case], bound: float = BOUND
+    model: Model, module: nn.Module, spec: GraphSpec, path: Path, cases: Sequence[Sizes], bound: float = BOUND
 ) -> list[Parity]:
     """Compare the graph in `path` with `module`; one row per output. Raises UserError when the graph does not run."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     worst = {t.name: (0.0, 0.0) for t in spec.outputs}
     try:
-        # Optimised as the runtime has it: what is measured is what will run.
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
-        )
-        for seed, (batch, length) in enumerate(cases):
-            inputs = random_inputs(spec.name, model, batch, length, seed)
-            with torch.no_grad():
+        session = _session(path)
+        for seed, (batch, length, others) in enumerate(cases):
+            with torch.no_grad(), compute_in_float32(model):
+                inputs = random_inputs(spec.name, model, batch, length, seed, **others)
                 wanted = module(*(inputs[t.name] for t in spec.inputs))
             wanted = wanted if isinstance(wanted, tuple) else (wanted,)
             found = session.run([t.name for t in spec.outputs], {name: value.numpy() for name, value in inputs.items()})
@@ -77,8 +84,20 @@ def measure(
         if isinstance(error, UserError) or not type(error).__module__.startswith("onnxruntime"):
             raise
         raise UserError(f"{spec.name}: ONNX Runtime does not run the graph written: {error}") from error
-    shown = " ".join(f"({b}, {n})" if spec.inputs[0].name == "text_ids" else f"({b})" for b, n in dict.fromkeys(cases))
+    shown = " ".join(dict.fromkeys(case.shown(spec) for case in cases))
     return [Parity(spec.name, name, shown, *differences, bound) for name, differences in worst.items()]
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    """Optimised as the runtime has it: what is measured is what will run. But the weights of a large graph stay where they are,
+    mapped from their file, and are not copied into another order: the same products, in memory that holds half as much."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*")) > MAPPED:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
+    )
 
 
 def refuse_beyond(rows: Sequence[Parity]) -> None:

@@ -22,28 +22,30 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
+from export.graphs import Graph
+from export.hollow import hollow
 from export.targets import ORT
-from export.weights import attach, fold
+from export.weights import attach, fold, weights_of
 from models.errors import UserError
-from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec
+from models.spec import GraphSpec, TensorSpec
 
 
-def write_onnx(module: nn.Module, spec: GraphSpec, inputs: dict[str, Tensor], path: Path, target: str, opset: int) -> int:
+def write_onnx(module: Graph, spec: GraphSpec, inputs: dict[str, Tensor], path: Path, target: str, opset: int) -> int:
     """Export `module`, simplify, check against `spec`, write `path`; returns the number of nodes.
 
     Args:
         spec: symbolic axes stay dynamic (target ort only); fixed axes must be those of `inputs`.
-        inputs: example inputs by name, in the order of `spec.inputs`.
+        inputs: example inputs by name; their shapes matter, and their values only as far as they are possible.
         opset: what is asked, read back from the file and compared.
 
     Raises:
         UserError: when the graph written is not the graph asked for.
     """
     args = tuple(inputs[t.name] for t in spec.inputs)
-    weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}  # views
+    empty = hollow(module)
     with _quiet():
-        model = _trace_dynamic(module, spec, args, opset) if target == ORT else _trace_static(module, spec, args, opset)
-        weights = fold(model, weights)
+        model = _trace_dynamic(empty, spec, args, opset) if target == ORT else _trace_static(empty, spec, args, opset)
+        weights = fold(model, weights_of(module))
         model = simplified(model)
     attach(model, weights, path)
     _name_axes(model, spec)
@@ -75,7 +77,8 @@ def check(model: onnx.ModelProto, spec: GraphSpec, opset: int) -> None:
 
 
 def _trace_dynamic(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...], opset: int) -> onnx.ModelProto:
-    axes = {BATCH: torch.export.Dim(BATCH, max=65535), LENGTH: torch.export.Dim(LENGTH, min=2, max=512)}
+    letters = dict.fromkeys(dim for t in spec.inputs for dim in t.shape if isinstance(dim, str))
+    axes = {letter: torch.export.Dim(letter, max=65535) for letter in letters}
     shapes = tuple({at: axes[dim] for at, dim in enumerate(t.shape) if isinstance(dim, str)} for t in spec.inputs)
     program = torch.onnx.export(
         module,

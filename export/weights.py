@@ -1,23 +1,36 @@
 """The weights of a graph, apart from it: what works on the graph never holds them, however large they are.
 
-While a graph is traced, folded and simplified, its weights are inputs. Their values are views of the model's own memory
-until the moment they are written, one by one.
+While a graph is traced, folded and simplified, its weights are inputs in float32. Their values are views of the model's own
+memory, or of the file that it lies in, until the moment they are written, one by one. What is stored in half precision is
+widened then.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes; a larger graph keeps its weights in a file of its own beside it
 SMALL = 1024  # bytes; a smaller tensor stays in the graph all the same
 PAGE = 4096  # bytes; where a tensor in that file begins, so that it can be mapped into memory
 
-Weights = dict[str, np.ndarray]  # by the name of the graph's input
+HALVES = (np.float16, ml_dtypes.bfloat16)
+# Operators that give numbers another place and leave them what they are.
+MOVING = ("Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+
+Weights = dict[str, np.ndarray]  # by the name of the graph's input; float32, float16 or bfloat16
+
+
+def weights_of(module: nn.Module) -> Weights:
+    """The tensors of a module, as they are stored, without a copy."""
+    return {name: _array(tensor) for name, tensor in module.state_dict().items()}
 
 
 def fold(model: onnx.ModelProto, weights: Weights) -> Weights:
@@ -35,6 +48,8 @@ def fold(model: onnx.ModelProto, weights: Weights) -> Weights:
             continue
         alone = helper.make_function("", "node", list(read), node.output, [node], model.opset_import)
         values = {name: folded[name] if name in folded else known[name] for name in read}
+        if node.op_type not in MOVING:
+            values = {name: _widened(value) for name, value in values.items()}
         found = ReferenceEvaluator(alone).run(None, values, attributes={})
         if read.keys() & folded.keys():
             folded |= zip(node.output, found, strict=True)
@@ -57,12 +72,12 @@ def attach(model: onnx.ModelProto, weights: Weights, path: Path) -> None:
     inputs = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    if model.ByteSize() + sum(weights[name].nbytes for name in names) <= PROTOBUF_LIMIT:
+    if model.ByteSize() + sum(4 * weights[name].size for name in names) <= PROTOBUF_LIMIT:
         model.graph.initializer.extend(_tensor(name, weights[name]) for name in names)
         return
     with path.with_name(f"{path.name}.data").open("wb") as file:
         for name in names:
-            value = weights[name]
+            value = _widened(weights[name])
             if value.nbytes < SMALL:
                 model.graph.initializer.append(_tensor(name, value))
                 continue
@@ -71,12 +86,26 @@ def attach(model: onnx.ModelProto, weights: Weights, path: Path) -> None:
             file.write(np.asarray(value, order="C").data)
 
 
+def _array(tensor: Tensor) -> np.ndarray:
+    """numpy itself knows no bfloat16."""
+    if tensor.dtype == torch.bfloat16:
+        array: np.ndarray = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return array
+    return tensor.numpy()
+
+
+def _widened(value: np.ndarray) -> np.ndarray:
+    """In float32 and in the order of its axes, if it is in half precision."""
+    return value.astype(np.float32, order="C") if value.dtype in HALVES else value
+
+
 def _value_info(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+    dtype = np.dtype(np.float32) if value.dtype in HALVES else value.dtype
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), value.shape)
 
 
 def _tensor(name: str, value: np.ndarray) -> TensorProto:
-    return numpy_helper.from_array(np.asarray(value, order="C"), name)
+    return numpy_helper.from_array(np.asarray(_widened(value), order="C"), name)
 
 
 def _reference(name: str, value: np.ndarray, location: str, offset: int) -> TensorProto:

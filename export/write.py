@@ -7,20 +7,26 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from export.graphs import module_for, random_inputs
+import torch
+
+from export import sizes
+from export.graphs import module_for
 from export.parity import Parity, cases_for, measure, refuse_beyond
+from export.random_scene import Model
+from export.sizes import Sizes
 from export.targets import ATC
 from export.to_onnx import write_onnx
 from models import manifest
-from models.blip2 import Retrieval
-from models.checkpoint import LoadReport, load_model
-from models.config import Config, to_dict
+from models.checkpoint import LoadReport, load_generator, load_model
+from models.config import Blip2LlmConfig, Config, RetrievalConfig
+from models.config_file import to_dict
 from models.errors import Misuse
+from models.generation_spec import BEAMS, SLOTS
 from models.spec import GraphSpec, graph_specs, spec_to_dict
 from preprocess.text import CaptionTokenizer
+from preprocess.words import Words, load_words
 
-TRACED = (2, 8)  # batch and length of the example inputs; both above 1, which the exporter would take for a constant
-HEADER = f"{'graph':<12} {'output':<16} {'nodes':>6} {'MB':>9}  {'max abs':<7}  {'max rel':<7}  cases (batch, length)"
+HEADER = f"{'graph':<16} {'output':<16} {'nodes':>6} {'MB':>9}  {'max abs':<7}  {'max rel':<7}  cases (batch, length)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,72 +34,125 @@ class Options:
     """What is asked of one export."""
 
     model: str  # a preset's name, or the file that --config named
-    config: Config  # captions of a static graph have its protocol.max_length
+    config: Config  # texts of a static graph have its protocol.max_length
     checkpoint: Path
     vit_checkpoint: Path | None  # of the image encoder, when `checkpoint` has none
+    llm_checkpoint: Path | None  # of the language model, when `checkpoint` has none
     tokenizer: Path
     out: Path
     graphs: Sequence[str]
     target: str
     opset: int
-    batchsize: int  # of a static graph
+    batchsize: int = 1  # of a static graph
+    beams: int = 1  # sequences of each prompt, of a static graph
+    slots: int | None = None  # of the buffer of a static graph; None for as many as usual
 
 
 def write_graphs(options: Options, say: Callable[[str], None]) -> list[Parity]:
     """Write `options.out`; returns the measured differences. Raises UserError and leaves nothing when one is too large."""
+    fixed = sizes.fixed(options.config, options.batchsize, options.beams, options.slots) if options.target == ATC else None
     specs = wanted_specs(options)
-    tokenizer = CaptionTokenizer.load(options.tokenizer, options.config)
-    model, report = load_model(options.config, options.checkpoint, options.vit_checkpoint)
+    words = _words(options)
+    model, report = _load(options)
     for line in report.lines():
         say(line)
     say(HEADER)
     rows: list[Parity] = []
     with manifest.new_folder(options.out, "graphs") as folder:
-        nodes = {}
+        written = {}
         for spec in specs:
-            nodes[spec.name] = _write_one(model, spec, folder, options, rows, say)
+            written[spec.name] = _write_one(model, spec, fixed, folder, options, rows, say)
         refuse_beyond(rows)
-        copied = folder / "tokenizer" / tokenizer.file.name
-        copied.parent.mkdir()
-        shutil.copyfile(tokenizer.file, copied)
-        manifest.write(folder, "graphs", _content(options, specs, nodes, report, rows, tokenizer, copied.relative_to(folder)))
+        tokenizer = _copied(words, folder)
+        manifest.write(folder, "graphs", _content(options, fixed, written, tokenizer, report, rows))
     return rows
 
 
 def wanted_specs(options: Options) -> list[GraphSpec]:
-    """The specs of the graphs asked for, their axes fixed for --target atc. Raises Misuse for an unknown name."""
-    known = graph_specs(options.config)
+    """The specs of the graphs asked for, their axes symbolic. Raises Misuse for an unknown name."""
+    known = graph_specs(options.config, static=options.target == ATC)
     if unknown := [name for name in options.graphs if name not in known]:
         raise Misuse(f"There is no graph {unknown[0]!r}; known graphs: {', '.join(known)}.")
-    specs = [spec for name, spec in known.items() if name in options.graphs]
-    if options.target != ATC:
-        return specs
-    return [spec.bind(options.batchsize, options.config.protocol.max_length) for spec in specs]
+    return [spec for name, spec in known.items() if name in options.graphs]
+
+
+def _load(options: Options) -> tuple[Model, LoadReport]:
+    config = options.config
+    if not isinstance(config, RetrievalConfig):
+        return load_generator(config, options.checkpoint, options.vit_checkpoint, options.llm_checkpoint)
+    if options.llm_checkpoint:
+        raise Misuse("--llm-checkpoint is for BLIP-2's second stage; this model has no language model.")
+    return load_model(config, options.checkpoint, options.vit_checkpoint)
+
+
+def _words(options: Options) -> CaptionTokenizer | Words:
+    config = options.config
+    if isinstance(config, RetrievalConfig):
+        return CaptionTokenizer.load(options.tokenizer, config)
+    kind = config.llm.family if isinstance(config, Blip2LlmConfig) else "bert"
+    return load_words(options.tokenizer, kind, config.text.vocab, config.protocol.max_length)
 
 
 def _write_one(
-    model: Retrieval, spec: GraphSpec, folder: Path, options: Options, rows: list[Parity], say: Callable[[str], None]
-) -> int:
-    module, path = module_for(spec.name, model), folder / f"{spec.name}.onnx"
-    max_length = options.config.protocol.max_length
-    traced = (options.batchsize, max_length) if options.target == ATC else (TRACED[0], min(TRACED[1], max_length))
-    nodes = write_onnx(module, spec, random_inputs(spec.name, model, *traced, seed=0), path, options.target, options.opset)
-    measured = measure(model, module, spec, path, cases_for(spec, max_length))
+    model: Model,
+    spec: GraphSpec,
+    fixed: Sizes | None,
+    folder: Path,
+    options: Options,
+    rows: list[Parity],
+    say: Callable[[str], None],
+) -> dict[str, object]:
+    """Write and measure a graph; returns what the manifest says of it."""
+    module, path = module_for(spec.name, model, static=fixed is not None), folder / f"{spec.name}.onnx"
+    if fixed:
+        fixed = sizes.of_graph(fixed, spec.name)
+        spec = example = fixed.bind(spec)
+        cases = [fixed] * 2
+    else:
+        example, cases = sizes.traced(options.config).bind(spec), cases_for(spec, options.config)
+    nodes = write_onnx(module, spec, blank_inputs(example), path, options.target, options.opset)
+    measured = measure(model, module, spec, path, cases)
     rows += measured
-    for row in measured:
-        size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))
-        say(f"{row.graph:<12} {row.output:<16} {nodes:>6} {size / 1e6:>9.1f}  {row.max_abs:.1e}  {row.max_rel:.1e}  {row.cases}")
-    return nodes
+    size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))
+    for row in _worst_of_layers(measured):
+        said = f"{row.max_abs:.1e}  {row.max_rel:.1e}  {row.cases}"
+        say(f"{row.graph:<16} {row.output:<16} {nodes:>6} {size / 1e6:>9.1f}  {said}")
+    return {**spec_to_dict(spec), "file": path.name, "nodes": nodes}
+
+
+def blank_inputs(spec: GraphSpec) -> dict[str, torch.Tensor]:
+    """Zeros for a graph whose axes are all numbers; tracing looks at their shapes."""
+    shapes = {t.name: [int(size) for size in t.shape] for t in spec.inputs}
+    return {t.name: torch.zeros(shapes[t.name], dtype=getattr(torch, t.dtype)) for t in spec.inputs}
+
+
+def _worst_of_layers(rows: Sequence[Parity]) -> list[Parity]:
+    """One row for all of present.0.key, present.0.value, present.1.key, ..."""
+    worst: dict[str, Parity] = {}
+    for row in rows:
+        name, dot, _ = row.output.partition(".")
+        before = worst.setdefault(name + (".*" if dot else ""), row)
+        worst[name + (".*" if dot else "")] = row if not row.max_rel <= before.max_rel else before
+    return [dataclasses.replace(row, output=name) for name, row in worst.items()]
+
+
+def _copied(words: CaptionTokenizer | Words, folder: Path) -> dict[str, object]:
+    """Copy the vocabulary beside the graphs; returns what the manifest says of it."""
+    files = (words.file,) if isinstance(words, CaptionTokenizer) else words.files
+    (folder / "tokenizer").mkdir()
+    for file in files:
+        shutil.copyfile(file, folder / "tokenizer" / file.name)
+    names = [f"tokenizer/{file.name}" for file in files]
+    return {"file": names[0], "files": names, "sha256": words.sha256, "size": words.size}
 
 
 def _content(
     options: Options,
-    specs: list[GraphSpec],
-    nodes: dict[str, int],
+    fixed: Sizes | None,
+    graphs: dict[str, dict[str, object]],
+    tokenizer: dict[str, object],
     report: LoadReport,
     rows: list[Parity],
-    tokenizer: CaptionTokenizer,
-    copied: Path,
 ) -> dict[str, object]:
     return {
         "model": options.model,
@@ -101,16 +160,23 @@ def _content(
         "checkpoint": _checkpoint(report),
         "temperature": report.temperature,
         "target": options.target,
+        **({"sizes": _said(fixed)} if fixed else {}),
         "opset": options.opset,
         "precision": "float32",
-        "graphs": {spec.name: {**spec_to_dict(spec), "file": f"{spec.name}.onnx", "nodes": nodes[spec.name]} for spec in specs},
-        "tokenizer": {"file": copied.as_posix(), "sha256": tokenizer.sha256, "size": tokenizer.size},
+        "graphs": graphs,
+        "tokenizer": tokenizer,
         "parity": [dataclasses.asdict(row) for row in rows],
     }
 
 
+def _said(fixed: Sizes) -> dict[str, int]:
+    named = {"batchsize": fixed.batch, "length": fixed.length}
+    return named | {name: fixed.others[at] for name, at in (("beams", BEAMS), ("slots", SLOTS)) if at in fixed.others}
+
+
 def _checkpoint(report: LoadReport) -> dict[str, object]:
     found: dict[str, object] = {"file": report.path.name, "sha256": report.sha256, "layout": report.layout}
-    if report.vit:
-        found["vit"] = {"file": report.vit[0].name, "sha256": report.vit[1]}
+    for part, file in (("vit", report.vit), ("llm", report.llm)):
+        if file:
+            found[part] = {"file": file[0].name, "sha256": file[1]}
     return found

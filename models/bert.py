@@ -25,7 +25,9 @@ def bias_of(mask: Tensor, causal: bool = False) -> Tensor:
     """What is added to the scores of keys under `mask` (B, L): (B, 1, 1, L); with `causal` (B, 1, L, L), by query too."""
     bias = (1.0 - mask.to(torch.float32))[:, None, None, :] * MASKED  # (B, 1, 1, L)
     if causal:
-        later = torch.ones(mask.shape[1], mask.shape[1], device=mask.device).triu(1)  # (L, L)
+        places = torch.arange(mask.shape[1], device=mask.device)  # (L,)
+        # Compared, because before opset 14 there is no operator for a triangle.
+        later = (places > places[:, None]).to(torch.float32)  # (L, L)
         bias = bias + later * MASKED  # (B, 1, L, L)
     return bias
 
@@ -123,8 +125,11 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(cfg.positions, cfg.width)
         self.LayerNorm = nn.LayerNorm(cfg.width, eps=cfg.eps)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x: Tensor = self.word_embeddings(ids) + self.position_embeddings.weight[: ids.shape[1]]  # (B, L, D)
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """ids (B, L), at `positions` (B, L) or from the first one on, to (B, L, D)."""
+        table = self.position_embeddings
+        places = table.weight[: ids.shape[1]] if positions is None else table(positions)
+        x: Tensor = self.word_embeddings(ids) + places  # (B, L, D)
         y: Tensor = self.LayerNorm(x)
         return y
 

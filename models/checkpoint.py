@@ -10,14 +10,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.blip import BlipRetrieval
-from models.blip2 import Blip2Retrieval, Blip2Stage1, Retrieval
-from models.config import Blip2Config, Config
-from models.fit import Shape, check_model, check_numbers, check_shapes, shapes_of, shared_out, temperature_of
+from models.blip2 import Blip2Stage1, Retrieval
+from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, Config, GenerationConfig, RetrievalConfig
+from models.errors import Misuse
+from models.fit import (
+    Generator,
+    Shape,
+    check_model,
+    check_numbers,
+    check_shapes,
+    generator_of,
+    retrieval_of,
+    shapes_of,
+    shared_out,
+    temperature_of,
+)
 from models.huggingface import KEYS
-from models.layouts import ENCODER, IGNORED, Source, known_as, open_checkpoint, open_image_encoder, with_image_encoder
+from models.layouts import (
+    ENCODER,
+    IGNORED,
+    IGNORED_BY_CAPTIONS,
+    IGNORED_BY_RETRIEVAL,
+    Source,
+    known_as,
+    open_checkpoint,
+    open_image_encoder,
+    with_decoder,
+    with_image_encoder,
+)
+from models.llm_checkpoint import LLM, open_stage2
+from models.llm_settings import check_settings, settings_of
 from models.positions import NAMES as POSITIONS
 from models.positions import fit_positions
+from models.stored import HALVES
 from models.weights_file import aligned, is_plain, listed
 
 
@@ -33,6 +58,7 @@ class LoadReport:
     interpolated: tuple[int, int] | None  # pixels: the position embeddings were made for the first, now fit the second
     temperature: float | None  # that similarities are divided by, None when the checkpoint does not say
     vit: tuple[Path, str] | None  # the file of the image encoder and its sha256, where it is one of its own
+    llm: tuple[Path, str] | None  # the same of the language model
     notes: tuple[str, ...]  # what else there is to say
 
     def lines(self) -> list[str]:
@@ -40,6 +66,8 @@ class LoadReport:
         lines = [f"checkpoint {self.path} ({self.layout} layout, sha256 {self.sha256[:12]})"]
         if self.vit:
             lines.append(f"image encoder {self.vit[0]} (sha256 {self.vit[1][:12]})")
+        if self.llm:
+            lines.append(f"language model {self.llm[0]} (sha256 {self.llm[1][:12]})")
         lines += self.notes
         if self.interpolated:
             lines.append("position embeddings interpolated from {} to {} pixels".format(*self.interpolated))
@@ -58,80 +86,119 @@ def load_model(config: Config, path: Path, vit_checkpoint: Path | None = None) -
     BLIP-2's image encoder may lie in a file of its own, `vit_checkpoint`. float32 weights are not copied: they stay mapped
     from the file, which must not be written over in place while the model is used (replacing or removing it is fine).
     Raises UserError when a file cannot be read, is of another model, contradicts the sizes of `config`, or lacks,
-    misshapes or spoils a tensor; Misuse when there are two image encoders.
+    misshapes or spoils a tensor; Misuse when there are two image encoders, or when `config` is of a model that writes words.
     """
     with torch.device("meta"):
-        model: Retrieval = Blip2Retrieval(config) if isinstance(config, Blip2Config) else BlipRetrieval(config)
-    return model, _fill(model, config, path, vit_checkpoint)
+        model = retrieval_of(config)
+    return model, _fill(model, config, with_image_encoder(open_checkpoint(path), vit_checkpoint, config))
 
 
 def load_stage1(config: Blip2Config, path: Path, vit_checkpoint: Path | None = None) -> tuple[Blip2Stage1, LoadReport]:
     """The same with the head over the vocabulary and the temperature, as BLIP-2's first stage is trained."""
     with torch.device("meta"):
         model = Blip2Stage1(config)
-    return model, _fill(model, config, path, vit_checkpoint)
+    return model, _fill(model, config, with_image_encoder(open_checkpoint(path), vit_checkpoint, config))
+
+
+def load_generator(
+    config: GenerationConfig, path: Path, vit_checkpoint: Path | None = None, llm_checkpoint: Path | None = None
+) -> tuple[Generator, LoadReport]:
+    """The same of a model that writes words, whose language model may lie in a folder of its own, `llm_checkpoint`.
+
+    A language model keeps the precision it is stored in, so that it stays mapped from its file: run it within
+    `models.stored.compute_in_float32`. All else is float32. Raises UserError and Misuse as `load_model` does, and UserError
+    when the config.json of the language model contradicts `config`.
+    """
+    if llm_checkpoint and not isinstance(config, Blip2LlmConfig):
+        raise Misuse(f"--llm-checkpoint is for BLIP-2's second stage: a checkpoint of BLIP, as {path} should be, holds all.")
+    with torch.device("meta"):
+        model = generator_of(config)
+    main, others = open_checkpoint(path), list[Source]()
+    if isinstance(config, Blip2LlmConfig):
+        main, others = open_stage2(main, config, llm_checkpoint)
+    else:
+        main = with_decoder(main, shapes_of(model))
+    return model, _fill(model, config, [*with_image_encoder(main, vit_checkpoint, config), *others])
 
 
 def load_image_encoder(model: Blip2Stage1, path: Path) -> LoadReport:
     """Fill the image encoder of `model` from a file that holds one alone. Raises UserError as `load_model` does."""
     encoder = {name: shape for name, shape in shapes_of(model).items() if name.startswith(ENCODER)}
     source = open_image_encoder(path, model.cfg)
+    check_model(source, model.cfg, encoder)
     tensors, interpolated = _read(source, model.cfg, encoder)
     model.load_state_dict(tensors, strict=False)
-    return _report([source], encoder, interpolated)
+    return _report([source], model.cfg, encoder, interpolated)
 
 
-def _fill(model: Retrieval, config: Config, path: Path, vit_checkpoint: Path | None) -> LoadReport:
+def _fill(model: Retrieval | Generator, config: Config, sources: list[Source]) -> LoadReport:
     expected = shapes_of(model)
-    sources = with_image_encoder(open_checkpoint(path), vit_checkpoint, config)
+    parts = list(zip(sources, shared_out(expected, sources), strict=True))
+    for source, its_own in parts:  # before any number is read
+        check_model(source, config, its_own)
+        if isinstance(config, Blip2LlmConfig) and any(name.startswith(LLM) for name in its_own):
+            within = not source.part
+            if settings := settings_of(source.path, "text_config" if within else None):
+                check_settings(settings, config.llm, of_blip2=within)
     used: dict[str, Tensor] = {}
     interpolated = None
-    for source, its_own in zip(sources, shared_out(expected, sources), strict=True):
+    for source, its_own in parts:
         tensors, resized = _read(source, config, its_own)
         used |= tensors
         interpolated = resized or interpolated
     model.load_state_dict(used, assign=True)
     model.eval().requires_grad_(False)
-    return _report(sources, expected, interpolated)
+    return _report(sources, config, expected, interpolated)
 
 
-def _report(sources: list[Source], expected: Iterable[str], interpolated: tuple[int, int] | None) -> LoadReport:
-    main, vit = sources[0], sources[1] if len(sources) > 1 else None
-    ignored, unexpected = _account(sources, expected)
+def _report(sources: list[Source], config: Config, expected: Iterable[str], interpolated: tuple[int, int] | None) -> LoadReport:
+    main = sources[0]
+    hashes = {source.part: (source.path, source.weights.sha256()) for source in sources}
+    ignored, unexpected = _account(sources, config, expected)
     return LoadReport(
         path=main.path,
         layout=main.layout,
-        sha256=main.weights.sha256(),
+        sha256=hashes[main.part][1],
         ignored=ignored,
         unexpected=unexpected,
         interpolated=interpolated,
-        temperature=temperature_of(main),
-        vit=(vit.path, vit.weights.sha256()) if vit else None,
+        temperature=temperature_of(main) if isinstance(config, RetrievalConfig) else None,
+        vit=hashes.get(ENCODER) if len(sources) > 1 else None,
+        llm=hashes.get(LLM),
         notes=tuple(note for source in sources for note in source.notes),
     )
 
 
 def _read(source: Source, config: Config, expected: Mapping[str, Shape]) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
-    """The expected tensors, checked, in float32; and the sizes in pixels when the position embeddings had another one."""
-    check_model(source, config, expected)
+    """The expected tensors, checked, in float32 or as a language model stores them; and the sizes in pixels when the position
+    embeddings had another one."""
     tensors = {name: aligned(source.tensors[name]) for name in expected if name in source.tensors}
     interpolated = None
     for name in tensors.keys() & set(POSITIONS):
         tensors[name], interpolated = fit_positions(tensors[name], config.vision, source.path)
     check_shapes(source, config, expected, tensors)
-    tensors = {name: t.detach().to(torch.float32).contiguous() for name, t in tensors.items()}
+    tensors = {name: t.detach().to(_precision(name, t)).contiguous() for name, t in tensors.items()}
     keys = ((name, aligned(tensor)) for name, tensor in source.tensors.items() if name.endswith(KEYS) and is_plain(tensor))
     check_numbers(source, [*tensors.items(), *keys])  # a bias of keys changes no result as long as it is a number
     return tensors, interpolated
 
 
-def _account(sources: Iterable[Source], used: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+def _precision(name: str, tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if name.startswith(LLM) and tensor.dtype in HALVES else torch.float32
+
+
+def _account(sources: Iterable[Source], config: Config, used: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]]:
     """What is not `used`: known for what it is, or unexpected."""
+    table, known = IGNORED, {*used}
+    if isinstance(config, RetrievalConfig):
+        table, known = IGNORED_BY_RETRIEVAL, known | {"temp"}
+    elif isinstance(config, BlipCaptionConfig):
+        table = IGNORED_BY_CAPTIONS
     ignored: Counter[str] = Counter()
-    unexpected, known = [], {*used, "temp"}
+    unexpected = []
     for source in sources:
         for name in [*(name for name in source.tensors if name not in known), *source.weights.beside]:
-            if what := known_as(name, IGNORED):
+            if what := known_as(name, table):
                 ignored[what] += 1
             else:
                 unexpected.append(source.spell(name))

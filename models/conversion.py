@@ -19,11 +19,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.config import Blip2Config, BlipConfig, Config, to_dict
+from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig, Config
+from models.config_file import to_dict
 from models.errors import Misuse, UserError
-from models.fit import check_model, check_numbers, check_shapes, retrieval_shapes, shared_out
-from models.huggingface import KEYS, huggingface_config, to_huggingface
-from models.layouts import COPIES, ENCODER, IDS, TRAINING, Source, has, is_blip2, open_checkpoint, with_image_encoder
+from models.fit import check_model, check_numbers, check_shapes, shared_out, wanted_shapes
+from models.huggingface import KEYS, Written, huggingface_config, to_huggingface
+from models.layouts import (
+    BLIP_COPIES,
+    COPIES,
+    ENCODER,
+    IDS,
+    STAGE2,
+    TRAINING,
+    WORDS,
+    Source,
+    has,
+    is_blip2,
+    open_checkpoint,
+    with_decoder,
+    with_image_encoder,
+)
 from models.manifest import empty, locked
 from models.positions import NAMES as POSITIONS
 from models.positions import side_of
@@ -34,7 +49,12 @@ from models.write_weights import write_safetensors, write_shards, write_torch
 
 HEAD, TEMPERATURE = "Qformer.cls", "temp"  # what only the first stage's training uses, and classification
 POSITION_TABLE, POSITION_IDS = ".position_embeddings.weight", ".position_ids"
-ARCHITECTURES = {BlipConfig: ("BlipForImageTextRetrieval", "blip"), Blip2Config: ("Blip2ForImageTextRetrieval", "blip-2")}
+ARCHITECTURES: dict[type[Config], tuple[str, str]] = {
+    BlipConfig: ("BlipForImageTextRetrieval", "blip"),
+    Blip2Config: ("Blip2ForImageTextRetrieval", "blip-2"),
+    BlipCaptionConfig: ("BlipForConditionalGeneration", "blip"),
+    BlipVqaConfig: ("BlipForQuestionAnswering", "blip"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,11 @@ def convert(wish: Wish, say: Callable[[str], None]) -> None:
     if wish.out.exists() or wish.out.is_symlink():
         raise Misuse(f"{wish.out} is there already. Choose another --out, or remove it.")
     source = open_checkpoint(wish.checkpoint)
-    config = wish.config or preset_of(wish.checkpoint, is_blip2(source.tensors), source.tensors)
+    _refuse_stage2(source, wish.config)
+    config = wish.config or preset_of(wish.checkpoint, _kind_of(source), source.tensors)
+    assert not isinstance(config, Blip2LlmConfig)
+    if isinstance(config, BlipCaptionConfig | BlipVqaConfig):
+        source = with_decoder(source, wanted_shapes(config))
     if wish.to == HF:
         huggingface_config(config)  # refuses what transformers does not have
     sources = with_image_encoder(source, wish.vit_checkpoint, config, needed=wish.to == HF)
@@ -70,7 +94,7 @@ def convert(wish: Wish, say: Callable[[str], None]) -> None:
             if extras:
                 say(f"beside it, in {EXTRAS}, what transformers has no place for: {len(extras)} tensors")
         elif wish.to == LAVIS:
-            write_torch(part, _with_copies(tensors))
+            write_torch(part, _with_copies(tensors, config))
         else:
             write_safetensors(part, tensors, {"config": json.dumps(to_dict(config))})
         size = sum(file.stat().st_size for file in (part.rglob("*") if part.is_dir() else [part]))
@@ -97,14 +121,32 @@ def new_path(out: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def _complete(sources: list[Source], config: Config) -> tuple[dict[str, Tensor], Config]:
+def _kind_of(source: Source) -> type[Config]:
+    """Which model the names are of. The pretraining has a decoder too and is converted as a model for retrieval."""
+    if is_blip2(source.tensors):
+        return Blip2Config
+    if not has(source.tensors, "text_decoder") or has(source.tensors, "itm_head"):
+        return BlipConfig
+    return BlipVqaConfig if has(source.tensors, "text_encoder") else BlipCaptionConfig
+
+
+def _refuse_stage2(source: Source, config: Config | None) -> None:
+    held = is_blip2(source.tensors) and WORDS not in source.tensors and has(source.tensors, *STAGE2)
+    if held or isinstance(config, Blip2LlmConfig):
+        raise UserError(
+            f"{source.path} is a stage-2 checkpoint of BLIP-2, or is to become one: those are not converted. blip-export reads "
+            "LAVIS's and Hugging Face's as they are; other layouts need a stage-1 checkpoint."
+        )
+
+
+def _complete(sources: list[Source], config: Written) -> tuple[dict[str, Tensor], Written]:
     """Every tensor once, checked, and the configuration for the picture size that the checkpoint is for: positions are not
     interpolated here."""
     main, encoder, asked = sources[0], sources[-1], config
     for name in POSITIONS:
         if name in encoder.tensors and encoder.tensors[name].dim() > 1 and (side := side_of(encoder.tensors[name])):
             config = replace(config, vision=replace(config.vision, image_size=side * config.vision.patch))
-    expected = retrieval_shapes(config)
+    expected = wanted_shapes(config)
     if isinstance(config, Blip2Config) and not has(encoder.tensors, "visual_encoder"):
         expected = {name: shape for name, shape in expected.items() if not name.startswith(ENCODER)}
     tensors = {name: tensor for name, tensor in main.tensors.items() if not name.endswith(POSITION_IDS)}
@@ -144,21 +186,20 @@ def _lines(sources: list[Source], tensors: Mapping[str, Tensor], to: str) -> lis
     return lines
 
 
-def _with_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_copies(tensors: Mapping[str, Tensor], config: Written) -> dict[str, Tensor]:
     """With what LAVIS and BLIP keep besides: tied copies and position ids."""
     state = dict(tensors)
     for name, table in tensors.items():
         if name.endswith(POSITION_TABLE) and table.dim() == 2:
             state[name.removesuffix(POSITION_TABLE) + POSITION_IDS] = torch.arange(len(table)).unsqueeze(0)  # (1, positions)
-    if has(tensors, HEAD):
-        state |= {copy: state[source] for copy, source in COPIES.items() if source in state}
-    return state
+    copies = COPIES if has(tensors, HEAD) else BLIP_COPIES if isinstance(config, BlipCaptionConfig | BlipVqaConfig) else {}
+    return state | {copy: state[source] for copy, source in copies.items() if source in state}
 
 
-def _write_huggingface(folder: Path, tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+def _write_huggingface(folder: Path, tensors: Mapping[str, Tensor], config: Written) -> dict[str, Tensor]:
     """Write what transformers' `from_pretrained` reads, and beside it what it has no place for, which is returned."""
     theirs = to_huggingface(tensors, config)
-    placed = retrieval_shapes(config)
+    placed = wanted_shapes(config)
     extras = {name: tensor for name, tensor in tensors.items() if name not in placed}
     architecture, kind = ARCHITECTURES[type(config)]
     # Encoders that were saved in half precision are mixed with the rest in single: both are read as single.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from models import config as configs
+from models import presets
+from models.config_file import from_file
 from models.errors import Command, Misuse, extra
 from models.targets import TARGETS
 
@@ -42,7 +43,7 @@ def main(checkpoint: Path, to: str, out: Path, vit_checkpoint: Path | None, mode
     """Convert a checkpoint. Values and types of its tensors stay as they are, bit for bit."""
     if model and config_file:
         raise Misuse("--model and --config both name sizes. Give one of them, or neither.")
-    config = configs.from_file(config_file) if config_file else configs.preset(model) if model else None
+    config = from_file(config_file) if config_file else presets.preset(model) if model else None
     with extra("torch"):
         from models.conversion import Wish, convert
     convert(Wish(checkpoint, to, out, vit_checkpoint, config), click.echo)

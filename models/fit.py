@@ -9,14 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from models.blip import BlipRetrieval
-from models.blip2 import Blip2Retrieval
-from models.config import Blip2Config, Config
-from models.errors import UserError
-from models.layouts import ENCODER, HUGGINGFACE, WORDS, Source, has
-from models.sizes import check_sizes
+from models.blip2 import Blip2Retrieval, Retrieval
+from models.blip2_llm import Blip2Llm
+from models.captioner import BlipCaptioner
+from models.config import Blip2Config, BlipCaptionConfig, BlipConfig, BlipVqaConfig, Config, GenerationConfig, RetrievalConfig
+from models.errors import Misuse, UserError
+from models.layouts import ENCODER, HUGGINGFACE, Source, has
+from models.llm_checkpoint import LLM, shown_kind
+from models.llm_config import LlamaConfig, LlmConfig, OptConfig, T5Config
+from models.sizes import LLM_KINDS, check_sizes
+from models.vqa import BlipVqa
 from models.weights_file import is_plain, listed
 
 Shape = tuple[int, ...]
+Generator = BlipCaptioner | BlipVqa | Blip2Llm  # writes words
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,14 @@ class Wanted:
 
 
 BLIP = Wanted("BLIP for retrieval", "model_base_retrieval_coco.pth")
+CAPTIONS = Wanted("BLIP for captions", "model_base_caption_capfilt_large.pth")
+ANSWERS = Wanted("BLIP for answers", "model_base_vqa_capfilt_large.pth")
 BLIP2 = Wanted("BLIP-2's first stage", "blip2_pretrained.pth")
+STAGE2: dict[type[LlmConfig], Wanted] = {
+    OptConfig: Wanted("BLIP-2's second stage", "blip2_pretrained_opt2.7b.pth"),
+    LlamaConfig: Wanted("BLIP-2's second stage", "what LAVIS saves of blip2_vicuna_instruct with qformer_text_input false"),
+    T5Config: Wanted("BLIP-2's second stage", "blip2_pretrained_flant5xl.pth"),
+}
 ENCODER_ALONE = Wanted("BLIP-2's image encoder", "eva_vit_g.pth")
 
 
@@ -37,18 +50,35 @@ def shapes_of(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def retrieval_shapes(config: Config) -> dict[str, Shape]:
-    """The tensors that retrieval with a model of `config` needs."""
+def retrieval_of(config: Config) -> Retrieval:
+    """A model for retrieval. Raises Misuse when `config` is of one that writes words."""
+    if isinstance(config, BlipConfig):
+        return BlipRetrieval(config)
+    if isinstance(config, Blip2Config):
+        return Blip2Retrieval(config)
+    raise Misuse("This configuration is of a model that writes words; retrieval needs one of BLIP or of BLIP-2's first stage.")
+
+
+def generator_of(config: GenerationConfig) -> Generator:
+    """A model that writes words."""
+    if isinstance(config, BlipCaptionConfig):
+        return BlipCaptioner(config)
+    return BlipVqa(config) if isinstance(config, BlipVqaConfig) else Blip2Llm(config)
+
+
+def wanted_shapes(config: Config) -> dict[str, Shape]:
+    """The tensors that a model of `config` needs."""
     with torch.device("meta"):
-        return shapes_of(Blip2Retrieval(config) if isinstance(config, Blip2Config) else BlipRetrieval(config))
+        return shapes_of(retrieval_of(config) if isinstance(config, RetrievalConfig) else generator_of(config))
 
 
 def shared_out(expected: Mapping[str, Shape], sources: list[Source]) -> list[dict[str, Shape]]:
-    """What is expected of each source: of the second, when there are two, the image encoder."""
-    if len(sources) == 1:
-        return [dict(expected)]
-    encoder = {name: shape for name, shape in expected.items() if name.startswith(ENCODER)}
-    return [{name: shape for name, shape in expected.items() if name not in encoder}, encoder]
+    """What is expected of each source: of one that is for a part, that part; of the first, all the rest."""
+    parts = tuple(source.part for source in sources if source.part)
+    return [
+        {n: shape for n, shape in expected.items() if (n.startswith(source.part) if source.part else not n.startswith(parts))}
+        for source in sources
+    ]
 
 
 def check_model(source: Source, config: Config, expected: Mapping[str, Shape]) -> None:
@@ -57,7 +87,8 @@ def check_model(source: Source, config: Config, expected: Mapping[str, Shape]) -
     if isinstance(config, Blip2Config):
         _refuse_without_head(source, expected)
     _check_parts(source, expected, wanted)
-    check_sizes(source.path, config, source.tensors)
+    _refuse_other_task(source, config, wanted)
+    check_sizes(source.path, config, source.tensors, shown_kind(source))
 
 
 def check_shapes(source: Source, config: Config, expected: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> None:
@@ -83,9 +114,19 @@ def check_numbers(source: Source, tensors: Iterable[tuple[str, Tensor]]) -> None
 
 def wanted_of(config: Config, expected: Mapping[str, Shape]) -> Wanted:
     """What a file is called of which these tensors are expected."""
-    if not isinstance(config, Blip2Config):
+    if isinstance(config, BlipConfig):
         return BLIP
-    return BLIP2 if WORDS in expected else ENCODER_ALONE
+    if isinstance(config, BlipCaptionConfig):
+        return CAPTIONS
+    if isinstance(config, BlipVqaConfig):
+        return ANSWERS
+    if all(name.startswith(ENCODER) for name in expected):
+        return ENCODER_ALONE
+    if isinstance(config, Blip2Config):
+        return BLIP2
+    if all(name.startswith(LLM) for name in expected):
+        return Wanted(f"a language model of this size ({LLM_KINDS[type(config.llm)]})", "its published Hugging Face folder")
+    return STAGE2[type(config.llm)]
 
 
 def temperature_of(source: Source) -> float | None:
@@ -111,6 +152,21 @@ def _check_parts(source: Source, expected: Mapping[str, Shape], wanted: Wanted) 
         f"{source.path} is not a checkpoint of {wanted.what}: it has no {', '.join(lacking)}. "
         f"It holds {listed(held) or 'nothing'}. Give one, such as {wanted.such}."
     )
+
+
+def _refuse_other_task(source: Source, config: Config, wanted: Wanted) -> None:
+    """BLIP's decoder has the same shapes in three models, and was trained to look at pictures or at questions."""
+    pretrained = has(source.tensors, "itm_head")
+    if isinstance(config, BlipCaptionConfig) and has(source.tensors, "text_encoder") and not pretrained:
+        raise UserError(
+            f"{source.path} is a checkpoint of {ANSWERS.what}: its decoder looks at questions, not at pictures. Try --model "
+            f"blip-vqa-base, or give a checkpoint of {wanted.what}, such as {wanted.such}."
+        )
+    if isinstance(config, BlipVqaConfig) and pretrained:
+        raise UserError(
+            f"{source.path} is a checkpoint of BLIP's pretraining: its decoder looks at pictures, not at questions. Give a "
+            f"checkpoint of {wanted.what}, such as {wanted.such}."
+        )
 
 
 def _refuse_without_head(source: Source, expected: Mapping[str, Shape]) -> None:

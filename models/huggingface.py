@@ -1,6 +1,6 @@
 """BLIP and BLIP-2 as transformers spells them: names of tensors and sizes of configurations. Imports no transformers.
 
-BLIP's text encoder and heads have the same names in both; its image encoder is renamed layer by layer, and so is all of
+BLIP's text encoder, decoder and heads have the same names in both; its image encoder is renamed layer by layer, and so is all of
 BLIP-2. Queries, keys and values are packed in one matrix in the same order. The bias of BLIP-2's queries and values is packed
 there as well, with zeros for the keys, which have none. The norm that follows BLIP-2's image encoder has an epsilon of 1e-5
 (salesforce/LAVIS models/blip2_models/blip2.py), and in transformers the encoder's own, 1e-6: no configuration mends it.
@@ -14,12 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval
-from models.config import CLIP, Blip2Config, BlipConfig, Config, VisionConfig
+from models.captioner import BlipCaptioner
+from models.config import (
+    CLIP,
+    Blip2Config,
+    BlipCaptionConfig,
+    BlipConfig,
+    BlipVqaConfig,
+    RetrievalConfig,
+    TextConfig,
+    VisionConfig,
+)
 from models.errors import UserError
+from models.vqa import BlipVqa
 from models.weights_file import is_plain, listed, renamed
 
 # Ours on the left: salesforce/BLIP's (models/vit.py) and salesforce/LAVIS's (models/eva_vit.py, models/blip2_models).
@@ -60,8 +71,14 @@ BLIP2 = {
     **{f"Qformer.bert.encoder.layer.{{}}.{ours}": f"qformer.encoder.layer.{{}}.{theirs}" for ours, theirs in LAYER.items()},
     "vision_proj": "vision_projection",
     "text_proj": "text_projection",
+    "llm_proj": "language_projection",
 }
+LLM = ("llm_model.", "language_model.")  # begin our names of the language model's tensors, and transformers'
 TO_BLIP, TO_BLIP2 = ({theirs: ours for ours, theirs in names.items()} for names in (BLIP, BLIP2))
+# What this layout is written of, not only read: all but BLIP-2's second stage.
+Written = RetrievalConfig | BlipCaptionConfig | BlipVqaConfig
+BERT_VOCAB = 30524  # bert-base-uncased's with [DEC] and [ENC]
+BERT_IDS = {"bos_token_id": 30522, "sep_token_id": 102, "eos_token_id": 102, "pad_token_id": 0}  # [DEC], [SEP], [PAD]
 PACKED = ".attn.qkv.bias"  # how it would be called here
 QUERIES, KEYS, VALUES = ".attn.q_bias", ".attn.k_bias", ".attn.v_bias"
 
@@ -70,11 +87,17 @@ def to_their_name(name: str, blip2: bool = False) -> str:
     """Our name of a tensor to transformers'; a name that both share stays."""
     for part in (QUERIES, KEYS, VALUES):
         name = name.replace(part, PACKED)
+    ours, theirs = LLM
+    if name.startswith(ours):
+        return theirs + name.removeprefix(ours)
     return _rename(name, BLIP2 if blip2 else BLIP)
 
 
 def to_our_name(name: str, blip2: bool = False) -> str:
     """transformers' name of a tensor to ours; a name that both share stays."""
+    ours, theirs = LLM
+    if name.startswith(theirs):
+        return ours + name.removeprefix(theirs)
     return _rename(name, TO_BLIP2 if blip2 else TO_BLIP)
 
 
@@ -90,19 +113,18 @@ def from_huggingface(tensors: Mapping[str, Tensor], path: Path, blip2: bool) -> 
     return ours
 
 
-def to_huggingface(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Our tensors under the names of transformers' BlipForImageTextRetrieval or Blip2ForImageTextRetrieval.
+def to_huggingface(state: Mapping[str, Tensor], config: Written) -> dict[str, Tensor]:
+    """Our tensors under the names of transformers' BlipForImageTextRetrieval, Blip2ForImageTextRetrieval,
+    BlipForConditionalGeneration or BlipForQuestionAnswering.
 
-    `state` is of a model for retrieval, or of one that holds more: what retrieval does not use is left out. Raises
-    UserError for a model that transformers does not have.
+    `state` is of the model of `config`, or of one that holds more, which is left out. Raises UserError for a model that
+    transformers does not have.
     """
-    if isinstance(config, BlipConfig):
-        with torch.device("meta"):
-            names = list(BlipRetrieval(config).state_dict())
-        return {to_their_name(name): state[name] for name in names}
-    _refuse_clip(config)
+    _refuse_unknown(config)
     with torch.device("meta"):
-        names = list(Blip2Retrieval(config).state_dict())
+        names = list(_model(config).state_dict())
+    if not isinstance(config, Blip2Config):
+        return {to_their_name(name): state[name] for name in names}
     theirs = {}
     for name in names:
         if name.endswith(QUERIES):
@@ -113,35 +135,42 @@ def to_huggingface(state: Mapping[str, Tensor], config: Config) -> dict[str, Ten
     return theirs
 
 
-def huggingface_config(config: Config) -> dict[str, Any]:
+def huggingface_config(config: Written) -> dict[str, Any]:
     """Keyword arguments for transformers' BlipConfig or Blip2Config, complete where the defaults are not the original's.
 
     BLIP's text encoder would have 8 heads (the original has 12) and its image encoder an epsilon of 1e-5 (1e-6), BLIP-2's
     Q-Former would have no words: all load without an error and give wrong numbers. Raises UserError as `to_huggingface` does.
     """
+    _refuse_unknown(config)
     if isinstance(config, Blip2Config):
-        _refuse_clip(config)
         return {
             "vision_config": {**_vision(config.vision), "qkv_bias": True},
             "qformer_config": {
-                **_text(config),
+                **_text(config.qformer, config.vision),
                 "cross_attention_frequency": config.qformer.cross_every,
                 "use_qformer_text_input": True,
             },
             "num_query_tokens": config.qformer.queries,
             "image_text_hidden_size": config.embed,
         }
+    # Special tokens belong to the vocabulary; no encoder reads these, and the defaults may lie outside of it.
+    ids: dict[str, Any] = {"bos_token_id": None, "sep_token_id": None}
+    if not isinstance(config, BlipConfig) and config.text.vocab == BERT_VOCAB:
+        ids = BERT_IDS
     return {
         "vision_config": _vision(config.vision),
-        "text_config": {
-            **_text(config),
-            "is_decoder": True,  # in transformers this is what adds the cross-attention
-            # Special tokens belong to the vocabulary; no encoder reads these, and the defaults may lie outside of it.
-            "bos_token_id": None,
-            "sep_token_id": None,
-        },
-        "image_text_hidden_size": config.embed,
+        # In transformers is_decoder is what adds the cross-attention.
+        "text_config": {**_text(config.text, config.vision), "is_decoder": True, **ids},
+        **({"image_text_hidden_size": config.embed} if isinstance(config, BlipConfig) else {}),
     }
+
+
+def _model(config: Written) -> nn.Module:
+    if isinstance(config, BlipConfig):
+        return BlipRetrieval(config)
+    if isinstance(config, BlipCaptionConfig):
+        return BlipCaptioner(config)
+    return BlipVqa(config) if isinstance(config, BlipVqaConfig) else Blip2Retrieval(config)
 
 
 def _vision(vision: VisionConfig) -> dict[str, Any]:
@@ -157,12 +186,11 @@ def _vision(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _text(config: Config) -> dict[str, Any]:
-    text = config.text
+def _text(text: TextConfig, vision: VisionConfig) -> dict[str, Any]:
     return {
         "vocab_size": text.vocab,
         "hidden_size": text.width,
-        "encoder_hidden_size": config.vision.width,
+        "encoder_hidden_size": vision.width,
         "num_hidden_layers": text.depth,
         "num_attention_heads": text.heads,
         "intermediate_size": text.ffn,
@@ -181,11 +209,16 @@ def _unpacked(stem: str, bias: Tensor, name: str, path: Path) -> dict[str, Tenso
     return parts | {stem + KEYS: keys} if bool(keys.count_nonzero()) else parts
 
 
-def _refuse_clip(config: Blip2Config) -> None:
+def _refuse_unknown(config: Written) -> None:
     if config.vision.kind == CLIP:
         raise UserError(
             "transformers has no BLIP-2 with CLIP's image encoder (QuickGELU, a norm before the first block). Models with "
             "ViT-L stay in LAVIS's layout or ours."
+        )
+    if isinstance(config, BlipVqaConfig) and not (config.text == config.decoder and config.text.width == config.vision.width):
+        raise UserError(
+            "transformers has one configuration for what reads questions and what says answers, and both look at something as "
+            "wide as pictures are. Models where that differs, as with ViT-L, stay in BLIP's layout or ours."
         )
 
 

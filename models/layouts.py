@@ -1,12 +1,13 @@
 """The layouts that checkpoints come in, told by the names of their tensors, and their tensors under our names.
 
-- original: salesforce/BLIP's .pth (`visual_encoder.*`, `text_encoder.*`); lavis: salesforce/LAVIS's of BLIP-2
-  (`visual_encoder.*`, `Qformer.bert.*`). Our names are theirs.
-- huggingface: transformers' BlipForImageTextRetrieval (`vision_model.*`) and Blip2ForImageTextRetrieval (also `qformer.*`).
+- original: salesforce/BLIP's .pth (`visual_encoder.*`, `text_encoder.*`, `text_decoder.*`); lavis: salesforce/LAVIS's of
+  BLIP-2 (`visual_encoder.*`, `Qformer.bert.*`). Our names are theirs, but for the language model (models/blip2_llm.py).
+- huggingface: transformers' models of BLIP (`vision_model.*`) and of BLIP-2 (also `qformer.*`).
 - mindspore: mindformers' of BLIP-2 (`qformer.bert.*`).
 - ours: our names in safetensors.
 
-The image encoder of BLIP-2 may lie in a file of its own, without a prefix.
+The image encoder of BLIP-2 may lie in a file of its own, without a prefix, and so may its language model
+(models/llm_checkpoint.py).
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from models import huggingface, mindspore
-from models.config import CLIP, Blip2Config, Config
+from models.config import CLIP, Blip2Config, Blip2LlmConfig, Config
 from models.errors import Misuse, UserError
 from models.weights_file import Weights, is_plain, listed, read_weights, renamed
 
@@ -35,14 +36,23 @@ COPIES = {
     "Qformer.cls.predictions.decoder.weight": WORDS,
     "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
 }
+BLIP_WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
+BLIP_COPIES = {  # the same of BLIP's decoder
+    "text_decoder.cls.predictions.decoder.weight": BLIP_WORDS,
+    "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
+}
+# What BLIP's pretraining has one of for the encoder and the decoder (salesforce/BLIP models/blip_pretrain.py): all but
+# self-attention. In our layout it bears the encoder's name.
+SHARED = re.compile(r"text_decoder\.bert\.(embeddings|encoder\.layer\.\d+\.(crossattention|intermediate|output))\.")
 BLOCK = re.compile(r"visual_encoder\.(?:transformer\.res)?blocks\.(\d{1,4})\.")
 END = "tensors of the image encoder's end, which BLIP-2 leaves out"
 TRAINING, IDS = "records of the training run", "position ids"
-# What only a checkpoint of the second stage has.
-STAGE2 = ("opt_proj", "t5_proj", "llm_proj", "language_projection", "opt_model", "t5_model", "llm_model", "language_model")
+# What only a checkpoint of the second stage has: by our names, Hugging Face's, mindformers'.
+STAGE2 = ("llm_proj", "llm_model", "language_projection", "language_model", "llama_proj", "llama_model")
+LAVIS_LLM = re.compile(r"(opt|t5)_(proj|model)\.")  # how LAVIS begins these names for two families
 # Attention that knows relative positions: another image encoder than BLIP-2's (salesforce/LAVIS models/eva_vit.py).
 RELATIVE = re.compile(r"visual_encoder\.(blocks\.\d+\.attn\.)?(rope\.|rel_pos_bias\.|relative_position_bias_table$)")
-# Both tables: pattern from the start of our name -> what it is.
+# All tables: pattern from the start of our name -> what it is.
 # What a file of BLIP-2 may hold and no result depends on: no layout keeps it.
 UNUSED = {
     r"visual_encoder\.(norm|fc_norm|head|lm_head|ln_post)\.|visual_encoder\.proj$": END,
@@ -55,11 +65,15 @@ UNUSED = {
 IGNORED = {
     r"(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj)_m\.": "momentum copies",
     r"(image|text|idx|ptr)_queue$|queue_ptr$": "training queues",
-    r"text_decoder\.": "text decoder",
-    r"Qformer\.cls\.": "head over the vocabulary",
     rf"visual_encoder\.blocks\.\d+{re.escape(huggingface.KEYS)}$": "key biases, which change no result",
     r".*\.position_ids$": IDS,
     r"(optimizer|config|epoch|scaler)$": TRAINING,
+}
+IGNORED_BY_RETRIEVAL = {r"text_decoder\.": "text decoder", r"Qformer\.cls\.": "head over the vocabulary", **IGNORED}
+IGNORED_BY_CAPTIONS = {
+    r"text_encoder\.": "text encoder",
+    r"(vision_proj|text_proj|itm_head)\.|temp$": "heads of retrieval",
+    **IGNORED,
 }
 
 
@@ -74,6 +88,7 @@ class Source:
     spell: Callable[[str], str]  # our name of a tensor to the one in the file
     left: Mapping[str, int]  # what was dropped -> how many tensors
     notes: tuple[str, ...]  # what else there is to say
+    part: str = ""  # begins the names of what is expected of it, when there are others for the rest
 
 
 def is_blip2(names: Iterable[str]) -> bool:
@@ -87,7 +102,7 @@ def has(names: Iterable[str], *parts: str) -> bool:
 
 
 def known_as(name: str, table: Mapping[str, str]) -> str | None:
-    """What a tensor is by UNUSED or IGNORED, None when it is not there."""
+    """What a tensor is by one of the tables, None when it is not there."""
     return next((what for pattern, what in table.items() if re.match(pattern, name)), None)
 
 
@@ -110,16 +125,22 @@ def open_checkpoint(path: Path) -> Source:
         tensors, notes = mindspore.from_mindspore(tensors, path)
     else:
         layout = OURS if weights.safe else LAVIS if blip2 else ORIGINAL
+        if family := next((found[1] for name in names if blip2 and (found := LAVIS_LLM.match(name))), ""):
+            tensors = renamed(tensors, lambda name: LAVIS_LLM.sub(r"llm_\2.", name), path)
+
+            def spell(name: str) -> str:
+                return re.sub(r"^llm_(?=(proj|model)\.)", f"{family}_", name)
+
     if (temperature := tensors.get("temp")) is not None and is_plain(temperature) and temperature.numel() == 1:
         tensors = tensors | {"temp": temperature.reshape(())}  # MindSpore saves (1,)
     if not blip2:
         return Source(path, weights, layout, tensors, spell, {}, notes)
     used, left = _without_unused(tensors, path, spell)
-    used, copies = _without_copies(used, path)
+    used, copies = without_copies(used, path, COPIES)
     return Source(path, weights, layout, used, spell, left | copies, notes)
 
 
-def open_image_encoder(path: Path, config: Blip2Config) -> Source:
+def open_image_encoder(path: Path, config: Blip2Config | Blip2LlmConfig) -> Source:
     """The tensors of a file that holds only BLIP-2's image encoder, LAVIS's or mindformers', without the blocks that BLIP-2
     leaves out. Raises UserError when it cannot be read, or holds none or one of another architecture."""
     weights = read_weights(path)
@@ -146,32 +167,54 @@ def open_image_encoder(path: Path, config: Blip2Config) -> Source:
     used, left = _without_unused({name: tensor for name, tensor in tensors.items() if name not in last}, path, spell)
     if last:
         left[END] = left.get(END, 0) + len(last)
-    return Source(path, weights, MINDSPORE if foreign else LAVIS, used, spell, left, notes)
+    return Source(path, weights, MINDSPORE if foreign else LAVIS, used, spell, left, notes, part=ENCODER)
+
+
+def with_decoder(source: Source, expected: Iterable[str]) -> Source:
+    """A checkpoint of BLIP with every tensor of its decoder under the decoder's name, and once: what the pretraining shares
+    with the encoder, and our layout keeps under that name, is the decoder's here. Raises UserError when two tensors that
+    should be equal are not."""
+    tensors, left = without_copies(source.tensors, source.path, BLIP_COPIES)
+    theirs = {name: name.replace("text_decoder.bert.", "text_encoder.", 1) for name in expected if SHARED.match(name)}
+    theirs = {name: other for name, other in theirs.items() if name not in tensors and other in tensors}
+    if source.layout != OURS or not has(tensors, "itm_head") or not theirs:
+        return replace(source, tensors=tensors, left={**source.left, **left})
+    shared = {name: tensors[other] for name, other in theirs.items()}
+    own = {name: tensor for name, tensor in tensors.items() if name not in theirs.values()}
+    note = "the decoder shares all but its self-attention and its head with the text encoder, as in the pretraining"
+    return replace(
+        source,
+        tensors=own | shared,
+        spell=lambda name: source.spell(theirs.get(name, name)),
+        left={**source.left, **left},
+        notes=(*source.notes, note),
+    )
 
 
 def with_image_encoder(source: Source, vit_checkpoint: Path | None, config: Config, needed: bool = True) -> list[Source]:
     """The checkpoint, and the file of its image encoder when there is one.
 
     Raises Misuse when the image encoder is in both, UserError when it is `needed` and in neither, or cannot be read, and for
-    a checkpoint of BLIP-2's second stage.
+    a checkpoint of BLIP-2's second stage where the first is wanted.
     """
-    if is_blip2(source.tensors) and WORDS not in source.tensors and has(source.tensors, *STAGE2):
+    stage2 = is_blip2(source.tensors) and WORDS not in source.tensors and has(source.tensors, *STAGE2)
+    if stage2 and isinstance(config, Blip2Config):
         raise UserError(
             f"{source.path} is a stage-2 checkpoint, which has no text branch; retrieval needs a stage-1 checkpoint, such as "
             "blip2_pretrained.pth."
         )
     within = has(source.tensors, "visual_encoder")
-    if vit_checkpoint and not isinstance(config, Blip2Config):
+    if vit_checkpoint and not isinstance(config, Blip2Config | Blip2LlmConfig):
         raise Misuse(f"--vit-checkpoint is for BLIP-2: a checkpoint of BLIP holds its image encoder, as {source.path} should.")
     if vit_checkpoint and within and is_blip2(source.tensors):
         raise Misuse(f"{source.path} already holds an image encoder. Leave --vit-checkpoint out.")
-    if not isinstance(config, Blip2Config) or within or not is_blip2(source.tensors):
+    if not isinstance(config, Blip2Config | Blip2LlmConfig) or within or not is_blip2(source.tensors):
         return [source]  # what else it lacks is said with all the rest
     if vit_checkpoint:
         return [source, open_image_encoder(vit_checkpoint, config)]
     if needed:
         raise UserError(
-            f"{source.path} holds no image encoder: LAVIS publishes the weights of the first stage without it. "
+            f"{source.path} holds no image encoder: LAVIS publishes the weights that it trained without it. "
             f"Add --vit-checkpoint {VIT_FILES[config.vision.kind == CLIP]}."
         )
     return [source]
@@ -190,23 +233,27 @@ def _without_unused(
     return used, dict(Counter(kind for kind in what.values() if kind))
 
 
-def _without_copies(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Each tensor once. Raises UserError when one that should repeat another differs from it."""
+def without_copies(
+    tensors: Mapping[str, Tensor], path: Path, copies: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Each tensor once, without those that `copies` says repeat another one, and how many were dropped. Raises UserError
+    when one that should repeat another differs from it."""
     once, dropped = dict(tensors), 0
-    for copy, source in COPIES.items():
+    for copy, source in copies.items():
         if copy not in once:
             continue
         repeated = once.pop(copy)
-        if not _same_bits(once.setdefault(source, repeated), repeated):
+        if not same_bits(once.setdefault(source, repeated), repeated):
             raise UserError(
-                f"{path}: {copy} differs from {source}, but BLIP-2 uses one for both (they are tied). The file was changed "
+                f"{path}: {copy} differs from {source}, but the model uses one for both (they are tied). The file was changed "
                 "after training; give the one that was published."
             )
         dropped += 1
     return once, {"tied copies": dropped} if dropped else {}
 
 
-def _same_bits(source: Tensor, copy: Tensor) -> bool:
+def same_bits(source: Tensor, copy: Tensor) -> bool:
+    """Whether two tensors are the same, numbers that are none included; true when the first is not plain."""
     if not is_plain(source):
         return True  # what is wrong with it is said later
     if not is_plain(copy) or (source.shape, source.dtype) != (copy.shape, copy.dtype):

@@ -21,13 +21,14 @@ from models.decoder import Head
 
 
 class Layer(nn.Module):
-    def __init__(self, cfg: QformerConfig, image_width: int, crossing: bool) -> None:
+    def __init__(self, cfg: QformerConfig, image_width: int, crossing: bool, words: bool) -> None:
         super().__init__()
         self.attention = Attention(cfg, cfg.width)
         if crossing:
             self.crossattention = Attention(cfg, image_width)
-        self.intermediate = Intermediate(cfg)
-        self.output = ResidualOutput(cfg.ffn, cfg.width, cfg.eps)
+        if words:
+            self.intermediate = Intermediate(cfg)
+            self.output = ResidualOutput(cfg.ffn, cfg.width, cfg.eps)
         self.intermediate_query = Intermediate(cfg)
         self.output_query = ResidualOutput(cfg.ffn, cfg.width, cfg.eps)
 
@@ -47,22 +48,31 @@ class Layer(nn.Module):
 class Layers(nn.Module):
     """Holds the layers under the name that the checkpoints use: `encoder.layer.N`."""
 
-    def __init__(self, cfg: QformerConfig, image_width: int) -> None:
+    def __init__(self, cfg: QformerConfig, image_width: int, words: bool) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Layer(cfg, image_width, n in cfg.cross_layers) for n in range(cfg.depth))
+        self.layer = nn.ModuleList(Layer(cfg, image_width, n in cfg.cross_layers, words) for n in range(cfg.depth))
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(cast("list[Layer]", self.layer))
 
 
-class QformerBert(nn.Module):
-    """The three ways through the layers, and a fourth for the words that come next."""
+class QueryEmbeddings(nn.Module):
+    """What is left of the embeddings without words."""
 
-    def __init__(self, cfg: QformerConfig, image_width: int) -> None:
+    def __init__(self, cfg: QformerConfig) -> None:
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(cfg.width, eps=cfg.eps)
+
+
+class QformerBert(nn.Module):
+    """The three ways through the layers, and a fourth for the words that come next. Without `words`, as in the second stage,
+    only the one for pictures alone."""
+
+    def __init__(self, cfg: QformerConfig, image_width: int, words: bool = True) -> None:
         super().__init__()
         self.cfg = cfg
-        self.embeddings = Embeddings(cfg)
-        self.encoder = Layers(cfg, image_width)
+        self.embeddings = Embeddings(cfg) if words else QueryEmbeddings(cfg)
+        self.encoder = Layers(cfg, image_width, words)
 
     def image_kv(self, image_feat: Tensor) -> list[KeysValues]:
         """Keys and values of every layer that looks at the picture, for pictures (P, T, image width)."""
@@ -135,9 +145,9 @@ class QformerBert(nn.Module):
 class QformerModel(nn.Module):
     """The layers, under the name that the checkpoints use: `Qformer.bert`."""
 
-    def __init__(self, cfg: QformerConfig, image_width: int) -> None:
+    def __init__(self, cfg: QformerConfig, image_width: int, words: bool = True) -> None:
         super().__init__()
-        self.bert = QformerBert(cfg, image_width)
+        self.bert = QformerBert(cfg, image_width, words)
 
 
 class QformerWithHead(QformerModel):
@@ -151,5 +161,5 @@ class QformerWithHead(QformerModel):
         """ids, mask (B, L), [DEC] first, after the queries in `past`, to logits (B, L, vocab). What stands at position n
         is said of the word at n + 1."""
         x = self.bert.next_words(ids, mask, past)  # (B, L, D)
-        logits: Tensor = self.cls.predictions(x, self.bert.embeddings.word_embeddings.weight)
+        logits: Tensor = self.cls.predictions(x, cast(Embeddings, self.bert.embeddings).word_embeddings.weight)
         return logits

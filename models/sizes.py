@@ -9,10 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.config import CLIP, EVA, PRESETS, Blip2Config, BlipConfig, Config
+from models.config import CLIP, EVA, Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig, Config
 from models.errors import UserError
+from models.llm_config import LlamaConfig, LlmConfig, OptConfig, T5Config
 from models.positions import NAMES as POSITIONS
 from models.positions import side_of
+from models.presets import PRESETS
 
 # Size in the configuration -> a tensor and the axis that shows it. Of several for one size the first one there.
 VIT_SIZES = (
@@ -37,39 +39,88 @@ def _reader(part: str, where: str) -> tuple[tuple[str, str, int], ...]:
     )
 
 
-SIZES = {
+BRIDGE = ("vision.width", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight", 1)  # without an image encoder
+SIZES: dict[type[Config], tuple[tuple[str, str, int], ...]] = {
     BlipConfig: (*VIT_SIZES, *_reader("text", "text_encoder"), ("embed", "vision_proj.weight", 0)),
     Blip2Config: (
         *VIT_SIZES,
         *CLIP_SIZES,
-        ("vision.width", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight", 1),  # without an image encoder
+        BRIDGE,
         *_reader("qformer", "Qformer.bert"),
         ("qformer.queries", "query_tokens", 1),
         ("embed", "vision_proj.weight", 0),
     ),
+    BlipCaptionConfig: (*VIT_SIZES, *_reader("decoder", "text_decoder.bert")),
+    BlipVqaConfig: (*VIT_SIZES, *_reader("text", "text_encoder"), *_reader("decoder", "text_decoder.bert")),
+    Blip2LlmConfig: (
+        *VIT_SIZES,
+        *CLIP_SIZES,
+        BRIDGE,
+        ("qformer.width", "query_tokens", 2),
+        ("qformer.ffn", "Qformer.bert.encoder.layer.0.intermediate_query.dense.weight", 0),
+        ("qformer.queries", "query_tokens", 1),
+    ),
 }
-DEPTHS = {
-    BlipConfig: {
-        "vision.depth": r"visual_encoder\.blocks\.(\d{1,4})\.",
-        "text.depth": r"text_encoder\.encoder\.layer\.(\d{1,4})\.",
-    },
-    Blip2Config: {
-        "vision.depth": r"visual_encoder\.(?:transformer\.res)?blocks\.(\d{1,4})\.",
-        "qformer.depth": r"Qformer\.bert\.encoder\.layer\.(\d{1,4})\.",
+PROJECTION = "llm_proj.weight"  # leads to the language model, which may lie in a file of its own
+LLM_SIZES: dict[type[LlmConfig], tuple[tuple[str, str, int], ...]] = {
+    OptConfig: (
+        ("llm.vocab", "llm_model.model.decoder.embed_tokens.weight", 0),
+        ("llm.embed", "llm_model.model.decoder.embed_tokens.weight", 1),
+        ("llm.width", "llm_model.model.decoder.embed_positions.weight", 1),
+        ("llm.ffn", "llm_model.model.decoder.layers.0.fc1.weight", 0),
+        ("llm.embed", PROJECTION, 0),
+    ),
+    LlamaConfig: (
+        ("llm.vocab", "llm_model.model.embed_tokens.weight", 0),
+        ("llm.width", "llm_model.model.embed_tokens.weight", 1),
+        ("llm.ffn", "llm_model.model.layers.0.mlp.gate_proj.weight", 0),
+        ("llm.width", PROJECTION, 0),
+    ),
+    T5Config: (
+        ("llm.vocab", "llm_model.shared.weight", 0),
+        ("llm.width", "llm_model.shared.weight", 1),
+        ("llm.ffn", "llm_model.encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 0),
+        ("llm.heads", "llm_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 1),
+        ("llm.buckets", "llm_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 0),
+        ("llm.width", PROJECTION, 0),
+    ),
+}
+LLM_KINDS: dict[type[LlmConfig], str] = {OptConfig: "OPT", LlamaConfig: "LLaMA", T5Config: "T5"}
+VIT_DEPTH = r"visual_encoder\.blocks\.(\d{1,4})\."
+ANY_VIT_DEPTH = r"visual_encoder\.(?:transformer\.res)?blocks\.(\d{1,4})\."
+READER_DEPTH = r"text_encoder\.encoder\.layer\.(\d{1,4})\."
+DECODER_DEPTH = r"text_decoder\.bert\.encoder\.layer\.(\d{1,4})\."
+QFORMER_DEPTH = r"Qformer\.bert\.encoder\.layer\.(\d{1,4})\."
+DEPTHS: dict[type[Config], dict[str, str]] = {
+    BlipConfig: {"vision.depth": VIT_DEPTH, "text.depth": READER_DEPTH},
+    Blip2Config: {"vision.depth": ANY_VIT_DEPTH, "qformer.depth": QFORMER_DEPTH},
+    BlipCaptionConfig: {"vision.depth": VIT_DEPTH, "decoder.depth": DECODER_DEPTH},
+    BlipVqaConfig: {"vision.depth": VIT_DEPTH, "text.depth": READER_DEPTH, "decoder.depth": DECODER_DEPTH},
+    Blip2LlmConfig: {
+        "vision.depth": ANY_VIT_DEPTH,
+        "qformer.depth": QFORMER_DEPTH,
+        "llm.depth": r"llm_model\.(?:model\.(?:decoder\.)?layers|(?:en|de)coder\.block)\.(\d{1,4})\.",
     },
 }
 CROSS = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d{1,4})\.crossattention\.")
 KINDS = {EVA: "visual_encoder.cls_token", CLIP: "visual_encoder.class_embedding"}  # of BLIP-2's image encoder
 
+Shown = dict[str, int | str]
 
-def check_sizes(path: Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
-    """Raises UserError when the tensors show other sizes than `config`, with the preset that has theirs."""
-    found = _shown(type(config), tensors)
-    wrong = {size: held for size, held in found.items() if held != operator.attrgetter(size)(config)}
+
+def check_sizes(path: Path, config: Config, tensors: Mapping[str, Tensor], llm: type[LlmConfig] | None = None) -> None:
+    """Raises UserError when the tensors show other sizes than `config`, with the preset that has theirs. `llm` is the kind of
+    language model they are of, None when nothing tells."""
+    if llm is None and isinstance(config, Blip2LlmConfig):
+        llm = type(config.llm)
+    found = _shown(type(config), tensors, llm)
+    wrong = {size: held for size, held in found.items() if held != _size(config, size)}
+    if "llm" in wrong:  # sizes of another kind are not its own
+        wrong = {size: held for size, held in wrong.items() if not size.startswith("llm.")}
     if not wrong:
         return
     name = next((name for name, known in PRESETS.items() if known == config), "the configuration")
-    said = [f"{size}: the checkpoint has {held}, {name} has {operator.attrgetter(size)(config)}" for size, held in wrong.items()]
+    said = [f"{size}: the checkpoint has {held}, {name} has {_size(config, size)}" for size, held in wrong.items()]
     # Of the presets with these sizes, the one that follows the same protocol, and with pictures as it was trained on.
     fitting, pixels = _fitting(type(config), found), _pixels(found, tensors)
     fitting.sort(key=lambda n: (PRESETS[n].protocol != config.protocol, PRESETS[n].vision.image_size != pixels))
@@ -77,9 +128,8 @@ def check_sizes(path: Path, config: Config, tensors: Mapping[str, Tensor]) -> No
     raise UserError(f"{path}: {'; '.join(said)}. {advice}")
 
 
-def preset_of(path: Path, blip2: bool, tensors: Mapping[str, Tensor]) -> Config:
-    """The preset with the sizes that the tensors show. Raises UserError when none has them."""
-    kind = Blip2Config if blip2 else BlipConfig
+def preset_of(path: Path, kind: type[Config], tensors: Mapping[str, Tensor]) -> Config:
+    """The preset of a `kind` with the sizes that the tensors show. Raises UserError when none has them."""
     found = _shown(kind, tensors)
     fitting, pixels = _fitting(kind, found), _pixels(found, tensors)
     fitting.sort(key=lambda n: PRESETS[n].vision.image_size != pixels)
@@ -89,17 +139,17 @@ def preset_of(path: Path, blip2: bool, tensors: Mapping[str, Tensor]) -> Config:
     return PRESETS[fitting[0]]
 
 
-def _shown(kind: type[Config], tensors: Mapping[str, Tensor]) -> dict[str, int | str]:
+def _shown(kind: type[Config], tensors: Mapping[str, Tensor], llm: type[LlmConfig] | None = None) -> Shown:
     """The sizes that the tensors show, as far as the telling ones are there."""
-    found: dict[str, int | str] = {}
-    for size, name, axis in SIZES[kind]:
+    found: Shown = {"llm": LLM_KINDS[llm]} if llm else {}
+    for size, name, axis in SIZES[kind] + (LLM_SIZES[llm] if llm else ()):
         if size not in found and name in tensors and tensors[name].dim() > axis:
             found[size] = tensors[name].shape[axis]
     for size, pattern in DEPTHS[kind].items():
         layers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
         if layers:
             found[size] = max(layers) + 1
-    if kind is Blip2Config:
+    if kind in (Blip2Config, Blip2LlmConfig):
         for encoder, name in KINDS.items():
             if name in tensors:
                 found["vision.kind"] = encoder
@@ -109,13 +159,24 @@ def _shown(kind: type[Config], tensors: Mapping[str, Tensor]) -> dict[str, int |
     return found
 
 
-def _fitting(kind: type[Config], found: Mapping[str, int | str]) -> list[str]:
+def _size(config: Config, size: str) -> int | str | None:
+    """What `config` has for a size; None when it has no such part."""
+    if size == "llm":
+        return LLM_KINDS[type(config.llm)] if isinstance(config, Blip2LlmConfig) else None
+    try:
+        held: int | str = operator.attrgetter(size)(config)
+    except AttributeError:
+        return None
+    return held
+
+
+def _fitting(kind: type[Config], found: Shown) -> list[str]:
     """The presets that have these sizes."""
     same_kind = [name for name, known in PRESETS.items() if isinstance(known, kind)]
-    return [n for n in same_kind if all(operator.attrgetter(size)(PRESETS[n]) == held for size, held in found.items())]
+    return [name for name in same_kind if all(_size(PRESETS[name], size) == held for size, held in found.items())]
 
 
-def _pixels(found: Mapping[str, int | str], tensors: Mapping[str, Tensor]) -> int | None:
+def _pixels(found: Shown, tensors: Mapping[str, Tensor]) -> int | None:
     """Picture size that the position embeddings were made for."""
     positions = next((tensors[name] for name in POSITIONS if name in tensors), None)
     patch = found.get("vision.patch")

@@ -2,16 +2,19 @@
 
 ONNX names, data files, ATC commands, session feeds, tests and the README table all read it. Axes: B batch, L text
 length (both symbolic), T image tokens, D width, S image size, H heads, K head width, E embedding, Q queries of the Q-Former.
+The graphs that write words are in models/generation_spec.py.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from models.config import Blip2Config, BlipConfig, Config
+from models.config import Blip2Config, BlipConfig, Config, RetrievalConfig, VisionConfig
 from models.errors import UserError
 
 Dim = int | str  # a str is symbolic: "B" or "L"
@@ -32,10 +35,10 @@ class TensorSpec:
         """Shape of one sample: without the batch axis."""
         return self.shape[1:]
 
-    def bind(self, batch: int, length: int) -> TensorSpec:
-        """The same tensor with its symbolic axes set."""
-        sizes: dict[Dim, int] = {BATCH: batch, LENGTH: length}
-        return TensorSpec(self.name, self.dtype, tuple(sizes.get(d, d) for d in self.shape))
+    def bind(self, batch: int, length: int, **others: int) -> TensorSpec:
+        """The same tensor with its symbolic axes set; those of `others` by their letters."""
+        sizes = {BATCH: batch, LENGTH: length, **others}
+        return TensorSpec(self.name, self.dtype, tuple(_bound(dim, sizes) for dim in self.shape))
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ class GraphSpec:
         (found,) = (tensor for tensor in self.outputs if tensor.name == name)
         return found
 
-    def bind(self, batch: int, length: int) -> GraphSpec:
-        """The static form: every axis a number."""
+    def bind(self, batch: int, length: int, **others: int) -> GraphSpec:
+        """The static form: every axis a number. `others` sets, by their letters, the axes that only some graphs have."""
         return GraphSpec(
             self.name,
-            tuple(t.bind(batch, length) for t in self.inputs),
-            tuple(t.bind(batch, length) for t in self.outputs),
+            tuple(t.bind(batch, length, **others) for t in self.inputs),
+            tuple(t.bind(batch, length, **others) for t in self.outputs),
         )
 
     @property
@@ -65,10 +68,20 @@ class GraphSpec:
         return all(isinstance(d, int) for t in self.inputs for d in t.shape)
 
 
-def graph_specs(config: Config) -> dict[str, GraphSpec]:
+def graph_specs(config: Config, static: bool = False) -> dict[str, GraphSpec]:
     """Every graph that `config` can be cut into, by name, in the order they are used. The names follow the Ascend
-    recipe (text_ids, text_atten_mask, input_image, text_embed, image_embed, image_feat) where it has them."""
-    specs = _blip2_specs(config) if isinstance(config, Blip2Config) else _blip_specs(config)
+    recipe (text_ids, text_atten_mask, input_image, text_embed, image_embed, image_feat) where it has them.
+
+    Graphs that write words have another form when they are `static`, with axes that can be bound; others have one form."""
+    # Imported here: it builds on this module.
+    from models.generation_spec import generation_specs
+
+    if isinstance(config, Blip2Config):
+        specs = _blip2_specs(config)
+    elif isinstance(config, BlipConfig):
+        specs = _blip_specs(config)
+    else:
+        specs = generation_specs(config, static)
     return {spec.name: spec for spec in specs}
 
 
@@ -109,24 +122,44 @@ def _blip2_specs(config: Blip2Config) -> tuple[GraphSpec, ...]:
     )
 
 
-def _common(config: Config) -> tuple[TensorSpec, ...]:
+def _common(config: RetrievalConfig) -> tuple[TensorSpec, ...]:
     """What the graphs of both models pass on."""
-    vision = config.vision
+    image, feat = picture_tensors(config.vision)
     return (
         TensorSpec("text_ids", "int64", (BATCH, LENGTH)),
         TensorSpec("text_atten_mask", "int64", (BATCH, LENGTH)),
-        TensorSpec("input_image", "float32", (BATCH, 3, vision.image_size, vision.image_size)),
+        image,
         TensorSpec("text_embed", "float32", (BATCH, config.embed)),
-        TensorSpec("image_feat", "float32", (BATCH, vision.tokens, vision.width)),
+        feat,
         TensorSpec("itm_logits", "float32", (BATCH, 2)),
     )
 
 
-def _cross_kv(config: Config, layers: int) -> tuple[TensorSpec, TensorSpec]:
+def picture_tensors(vision: VisionConfig) -> tuple[TensorSpec, TensorSpec]:
+    """input_image, and image_feat that the encoder makes of it."""
+    size = vision.image_size
+    return (
+        TensorSpec("input_image", "float32", (BATCH, 3, size, size)),
+        TensorSpec("image_feat", "float32", (BATCH, vision.tokens, vision.width)),
+    )
+
+
+def _cross_kv(config: RetrievalConfig, layers: int) -> tuple[TensorSpec, TensorSpec]:
     """Keys of the first layer with cross-attention, its values, keys of the next one, ...: of B pictures, and of ONE."""
     heads = config.text.heads
     shape = (2 * layers, heads, config.vision.tokens, config.text.width // heads)
     return TensorSpec("cross_kv", "float32", (BATCH, *shape)), TensorSpec("cross_kv", "float32", (1, *shape))
+
+
+def _bound(dim: Dim, sizes: Mapping[str, int]) -> Dim:
+    """A size in place of an axis that `sizes` says, or of a sum or product of such axes."""
+    if isinstance(dim, int) or dim in sizes:
+        return dim if isinstance(dim, int) else sizes[dim]
+    terms = [[sizes.get(letter, letter) for letter in term.split("*")] for term in dim.split("+")]
+    numbers = [[int(factor) for factor in term if str(factor).isdigit()] for term in terms]
+    if [len(term) for term in terms] != [len(found) for found in numbers]:
+        return dim
+    return sum(math.prod(term) for term in numbers)
 
 
 def spec_to_dict(spec: GraphSpec) -> dict[str, Any]:

@@ -28,11 +28,13 @@ from models.errors import UserError
 from models.manifest import file_record
 from models.mindspore_file import FIRST, DamagedError, read_mindspore
 
-SINGLE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 EXTRAS = "lavis_extras.safetensors"  # what transformers has no place for, in a folder that models.convert wrote
 LISTED = 10  # names in one message
 SHOWN = 24  # bytes of a file that is of no known form
 AGAIN = "Copy or download it again."
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def listed(names: Sequence[str], comma: str = ", ") -> str:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Floating-point numbers in memory: not whole numbers, not sparse, not a shape without content."""
-    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    """Floating-point numbers in memory: not whole numbers, not of 8 bits, not sparse, not a shape without content."""
+    return tensor.dtype in FLOATS and tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -145,8 +147,11 @@ def _files(path: Path) -> tuple[Path, ...]:
         return (*_shards(path / INDEX), *extras)
     if (path / PICKLED).is_file():
         return (path / PICKLED,)
+    if (path / PICKLED_INDEX).is_file():
+        return _shards(path / PICKLED_INDEX)
     raise UserError(
-        f"{path} holds no weights: expected {SINGLE}, {INDEX} or {PICKLED}. Give the file itself if it has another name."
+        f"{path} holds no weights: expected {SINGLE}, {PICKLED} or an index of such files ({INDEX}, {PICKLED_INDEX}). Give the "
+        "file itself if it has another name."
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import UserError
-from preprocess.dataset import Tensor
+from preprocess.tensors import Tensor
 
 TOP = 5  # labels that are kept of a picture
 BLOCK_CELLS = 1 << 22  # probabilities held at once: 16 MiB

@@ -17,7 +17,7 @@ from PIL import Image
 from models.errors import UserError
 from models.manifest import Manifest
 from postprocess.recall import Pairs
-from preprocess.dataset import Tensor
+from preprocess.tensors import Tensor
 
 HITS, MISSES = 8, 12  # shown per direction
 TOP = 3  # candidates shown per query

@@ -8,12 +8,16 @@ import click
 
 from models.config import INTERPOLATIONS
 from models.errors import Group
+from preprocess.caption import WrittenCaptions, write_caption
+from preprocess.captioned import read_captioned
 from preprocess.cifar import LABELS, SPLITS
 from preprocess.classify import WrittenLabels, write_classify
-from preprocess.dataset import LAYOUTS, PACKED
 from preprocess.labelled import read_labelled
 from preprocess.pictures import Options
+from preprocess.questioned import read_questioned
 from preprocess.retrieval import Written, write_retrieval
+from preprocess.tensors import LAYOUTS, PACKED
+from preprocess.vqa import WrittenQuestions, write_vqa
 from preprocess.workers import usable_cpus
 
 FOLDER = click.Path(path_type=Path)
@@ -106,6 +110,72 @@ def classify(
     click.echo(_counts(write_classify(found, graphs, out, options), out))
 
 
+@main.command(context_settings={"show_default": True})
+@click.option("--images", type=FOLDER, required=True, help="Folder of pictures, or what the paths of --annotations start from.")
+@click.option(
+    "--annotations", type=FOLDER, help="Which of them, and captions: a list of BLIP, COCO's, Karpathy's or Flickr8k's file."
+)
+@click.option("--split", show_default="test", help="Which part of Karpathy's own file or Flickr8k's; the others have no parts.")
+@click.option("--prompts", type=FOLDER, help="Text with a prompt in each line, one for each picture.")
+@GRAPHS
+@OUT
+@LAYOUT
+@INTERPOLATION
+@WORKERS
+@LIMIT
+@click.option("--skip-broken", is_flag=True, help="Leave broken pictures and their captions out, and list them.")
+def caption(
+    images: Path,
+    annotations: Path | None,
+    split: str | None,
+    prompts: Path | None,
+    graphs: Path,
+    out: Path,
+    layout: str,
+    interpolation: str | None,
+    workers: int,
+    limit: int | None,
+    skip_broken: bool,
+) -> None:
+    """Prepare pictures for captioning."""
+    found = read_captioned(images, annotations, split, prompts)
+    options = Options(layout, interpolation, workers, limit, skip_broken)
+    click.echo(_captions(write_caption(found, graphs, out, options), out))
+
+
+@main.command(context_settings={"show_default": True})
+@click.option(
+    "--images", type=FOLDER, required=True, help="Folder that the paths of the pictures start from, or COCO's pictures."
+)
+@click.option("--questions", type=FOLDER, required=True, help="JSON: the questions of VQA v2, or a list of BLIP.")
+@click.option("--annotations", type=FOLDER, help="JSON: the annotations of VQA v2, with the answers.")
+@click.option("--answer-list", type=FOLDER, help="JSON list of the answers to choose from, where they are ranked.")
+@GRAPHS
+@OUT
+@LAYOUT
+@INTERPOLATION
+@WORKERS
+@LIMIT
+@click.option("--skip-broken", is_flag=True, help="Leave broken pictures and their questions out, and list them.")
+def vqa(
+    images: Path,
+    questions: Path,
+    annotations: Path | None,
+    answer_list: Path | None,
+    graphs: Path,
+    out: Path,
+    layout: str,
+    interpolation: str | None,
+    workers: int,
+    limit: int | None,
+    skip_broken: bool,
+) -> None:
+    """Prepare pictures and questions about them."""
+    found = read_questioned(images, questions, annotations, answer_list)
+    options = Options(layout, interpolation, workers, limit, skip_broken)
+    click.echo(_questions(write_vqa(found, graphs, out, options), out))
+
+
 def _summary(written: Written, out: Path) -> str:
     found, lengths = written.annotations, written.lengths
     lines = [
@@ -128,6 +198,26 @@ def _counts(written: WrittenLabels, out: Path) -> str:
     ]
     if written.broken:
         lines.append(f"left out: {len(written.broken):,} broken pictures; the manifest lists them")
+    return "\n".join(lines)
+
+
+def _captions(written: WrittenCaptions, out: Path) -> str:
+    references = f"{written.references:,} captions" if written.references else "no captions"
+    lines = [f"{out}: {written.pictures:,} pictures, {references} to compare with"]
+    if written.prompts:
+        lines.append("each picture has a prompt of its own")
+    if written.broken:
+        lines.append(f"left out: {len(written.broken):,} broken pictures; the manifest lists them")
+    return "\n".join(lines)
+
+
+def _questions(written: WrittenQuestions, out: Path) -> str:
+    answers = f"{written.answers:,} answers" if written.answers else "no answers"
+    lines = [f"{out}: {written.pictures:,} pictures, {written.questions:,} questions, {answers} to compare with"]
+    if written.choices:
+        lines.append(f"answers to choose from: {written.choices:,}")
+    if written.broken:
+        lines.append(f"left out: {len(written.broken):,} broken pictures and their questions; the manifest lists them")
     return "\n".join(lines)
 
 

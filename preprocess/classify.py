@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from models import manifest
-from preprocess.dataset import Writer
 from preprocess.labelled import Labelled
 from preprocess.pictures import Options, find_broken, open_graphs, protocol_of, with_interpolation, write_pictures
+from preprocess.tensors import Writer
 
 
 @dataclass(frozen=True)

@@ -1,186 +1,22 @@
-"""Tensors on disk, one reader for two layouts, and the data sets made of them, one for each task.
+"""The data sets that blip-pre writes, one for each task: the manifest of a data/ folder, checked, and its tensors.
 
-packed  `<name>.npy`, one array for all samples, memory-mapped; the default
-files   `<name>/<index>.bin`, one raw file per sample, zero-padded so that any sort gives sample order: ais_bench's form
-
-Used by preprocess (which writes data/), by runtime (which writes outputs/) and by postprocess (which reads both).
+Used by runtime (which reads data/) and by postprocess (which reads outputs/ as well).
 """
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from models import manifest
 from models.errors import UserError
+from preprocess.tensors import Tensor, open_tensor
 
-PACKED, FILES = "packed", "files"
-LAYOUTS = (PACKED, FILES)
 T = TypeVar("T")
-
-
-class Tensor(Protocol):
-    """All samples of one name. Indexing the first axis reads from disk; nothing is held."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any) -> np.ndarray: ...
-
-
-class Writer:
-    """Writes the rows of one tensor, in any order, each once or again with the same value.
-
-    The space is reserved when the tensor is created, so a full disk is found before the work is done and not after.
-    """
-
-    def __init__(self, folder: Path, name: str, dtype: str, shape: tuple[int, ...], layout: str = PACKED) -> None:
-        self.name, self.dtype, self.shape, self.layout = name, np.dtype(dtype), shape, layout
-        self.row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
-        if layout == FILES:
-            self.folder = folder / name
-            # ais_bench refuses folders and files that others may write or read (facts: modes 0750 and 0640).
-            self.folder.mkdir(mode=0o750, exist_ok=True)
-            self.digits = len(str(max(shape[0] - 1, 0)))
-            return
-        self.path = folder / f"{name}.npy"
-        fresh = not self.path.exists()
-        self.file = self.path.open("w+b" if fresh else "r+b")
-        self._write_header()
-        if total := self.row_bytes * shape[0]:
-            try:
-                os.posix_fallocate(self.file.fileno(), self.offset, total)
-            except OSError as error:
-                self.file.close()
-                if fresh:
-                    self.path.unlink()
-                error.filename = str(self.path)
-                raise
-
-    def write(self, start: int, rows: np.ndarray) -> None:
-        """Rows `start`, `start + 1`, ... of the tensor. Their dtype and shape must be the tensor's."""
-        if rows.dtype != self.dtype or rows.shape[1:] != self.shape[1:] or start + len(rows) > self.shape[0]:
-            raise ValueError(f"{self.name}: rows {rows.dtype} {rows.shape} at {start} do not fit {self.dtype} {self.shape}")
-        data = np.ascontiguousarray(rows)
-        if self.layout == PACKED:
-            self.file.seek(self.offset + start * self.row_bytes)
-            self.file.write(data.data)
-            return
-        for number, row in enumerate(data, start):
-            path = self.folder / f"{number:0{self.digits}d}.bin"
-            path.write_bytes(row.tobytes())
-            path.chmod(0o640)
-
-    def scatter(self, indices: np.ndarray, rows: np.ndarray) -> None:
-        """Rows at any positions; neighbours are written together."""
-        order = np.argsort(indices, kind="stable")
-        runs = np.split(order, np.flatnonzero(np.diff(indices[order]) != 1) + 1)
-        for run in runs:
-            if len(run):
-                self.write(int(indices[run[0]]), rows[run])
-
-    def shrink(self, rows: int) -> None:
-        """Keep the first `rows` rows only: what --skip-broken leaves."""
-        old, self.shape = self.shape[0], (rows, *self.shape[1:])
-        if self.layout == PACKED:
-            self._write_header()
-            self.file.truncate(self.offset + rows * self.row_bytes)
-            return
-        digits, self.digits = self.digits, len(str(max(rows - 1, 0)))
-        for number in range(old):
-            path = self.folder / f"{number:0{digits}d}.bin"
-            if number >= rows:
-                path.unlink(missing_ok=True)
-            elif digits != self.digits:
-                path.rename(self.folder / f"{number:0{self.digits}d}.bin")
-
-    def flush(self) -> None:
-        """Put everything on the disk: it survives the end of this process, and of the machine."""
-        if self.layout == PACKED:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        if self.layout == PACKED:
-            self.file.close()
-
-    def _write_header(self) -> None:
-        # numpy pads the header so that its length does not depend on the number of rows.
-        self.file.seek(0)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        self.offset = self.file.tell()
-
-    def info(self) -> dict[str, Any]:
-        """What a manifest keeps of the tensor."""
-        return {"dtype": self.dtype.name, "shape": list(self.shape)}
-
-
-class FileTensor:
-    """A tensor in the `files` layout."""
-
-    def __init__(self, folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        self.folder, self.shape, self.dtype = folder / name, shape, np.dtype(dtype)
-        self.digits = len(str(max(shape[0] - 1, 0)))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        rows = np.arange(len(self))[index]
-        if rows.ndim == 0:
-            return self._row(int(rows))
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for at, row in enumerate(rows):
-            out[at] = self._row(int(row))
-        return out
-
-    def _row(self, row: int) -> np.ndarray:
-        path = self.folder / f"{row:0{self.digits}d}.bin"
-        data = np.fromfile(path, self.dtype)
-        if data.size != math.prod(self.shape[1:]):
-            raise UserError(
-                f"{path} holds {data.size:,} values of {self.dtype}, expected shape {self.shape[1:]}. Write the folder again."
-            )
-        return data.reshape(self.shape[1:])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
-
-
-def open_tensor(found: manifest.Manifest, name: str) -> Tensor:
-    """Open tensor `name` of a data/ or outputs/ folder. Raises UserError when it is not what the manifest says."""
-    mend = f"Write the folder again with {manifest.MADE_WITH[found.kind]}."
-    try:
-        info = found.content["tensors"][name]
-        dtype, shape = str(np.dtype(info["dtype"])), tuple(int(d) for d in info["shape"])
-        layout = found.content["layout"]
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout {layout!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{found.folder} has no usable tensor {name!r} ({error}). {mend}") from error
-    if layout == FILES:
-        return FileTensor(found.folder, name, dtype, shape)
-    path = found.folder / f"{name}.npy"
-    try:
-        array = np.load(path, mmap_mode="r" if math.prod(shape) else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}). {mend}") from error
-    if array.dtype != np.dtype(dtype) or array.shape != shape:
-        raise UserError(f"{path} holds {array.dtype} {array.shape}, its manifest says {dtype} {shape}. {mend}")
-    tensor: Tensor = array
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -280,6 +116,112 @@ def _classify(found: manifest.Manifest) -> ClassifyData:
     if len(label) and not 0 <= label.min() <= label.max() < len(data.classes):
         raise _contradiction(found, f"a label is beyond the {len(data.classes)} classes")
     return data
+
+
+@dataclass(frozen=True)
+class CaptionData:
+    """Pictures to be captioned, ready for the graphs. N pictures."""
+
+    source: manifest.Manifest
+    protocol: dict[str, Any]  # models.config.Protocol's fields, image_size, tokenizer_sha256, pillow
+    images: list[dict[str, Any]]  # N of {"image", "width", "height", "image_id": number or text}, no two ids equal
+    references: list[list[str]]  # N lists of captions as annotated; all are empty when there are none
+    prompts: list[str] | None  # N, as given; None when no picture has one of its own
+    broken: list[dict[str, Any]]  # left out by --skip-broken: {"image", "entry", "reason"}
+    img: Tensor  # (N, 3, S, S) float32
+
+
+def read_caption(folder: Path, verify: bool = False) -> CaptionData:
+    """Open a data/ folder that `blip-pre caption` wrote. Raises UserError when it is damaged or of another task."""
+    return _read(folder, "caption", verify, _caption)
+
+
+def _caption(found: manifest.Manifest) -> CaptionData:
+    content = found.content
+    prompts = content.get("prompts")
+    data = CaptionData(
+        found,
+        dict(content["protocol"]),
+        content["images"],
+        content["references"],
+        prompts,
+        content["broken"],
+        open_tensor(found, "img"),
+    )
+    counts = {"images": len(data.images), "img": len(data.img), "references": len(data.references)}
+    if prompts is not None:
+        counts["prompts"] = len(_texts(prompts, "prompts"))
+    if len(set(counts.values())) > 1:
+        raise _contradiction(found, str(counts))
+    for number, captions in enumerate(data.references):
+        _texts(captions, f"references of picture {number}")
+    if len({_id(image["image_id"], "image_id") for image in data.images}) < len(data.images):
+        raise _contradiction(found, "two pictures have the same image_id")
+    return data
+
+
+@dataclass(frozen=True)
+class VqaData:
+    """Pictures and questions about them, ready for the graphs. N pictures, Q questions."""
+
+    source: manifest.Manifest
+    protocol: dict[str, Any]  # as CaptionData's
+    images: list[dict[str, Any]]  # N of {"image", "width", "height", "image_id": number or text}
+    # Q of {"question_id": number or text, no two equal, "image": row of img, "question": as annotated,
+    # "answers": what people answered, empty when nobody was asked, "answer_type", "question_type": text or None}
+    questions: list[dict[str, Any]]
+    answer_list: list[str] | None  # the answers to choose from, as given
+    broken: list[dict[str, Any]]  # left out by --skip-broken: {"image", "entry", "reason"}
+    img: Tensor  # (N, 3, S, S) float32
+
+
+def read_vqa(folder: Path, verify: bool = False) -> VqaData:
+    """Open a data/ folder that `blip-pre vqa` wrote. Raises UserError when it is damaged or of another task."""
+    return _read(folder, "vqa", verify, _vqa)
+
+
+def _vqa(found: manifest.Manifest) -> VqaData:
+    content = found.content
+    answer_list = content.get("answer_list")
+    data = VqaData(
+        found,
+        dict(content["protocol"]),
+        content["images"],
+        content["questions"],
+        answer_list,
+        content["broken"],
+        open_tensor(found, "img"),
+    )
+    if len(data.images) != len(data.img):
+        raise _contradiction(found, f"{len(data.images)} images for {len(data.img)} in img")
+    if answer_list is not None and not _texts(answer_list, "answer_list"):
+        raise _contradiction(found, "its answer_list is empty")
+    for number, question in enumerate(data.questions):
+        where = f"question {number}"
+        _texts([question["question"]], where)
+        _texts(question["answers"], f"answers of {where}")
+        _texts([each for each in (question["answer_type"], question["question_type"]) if each is not None], f"types of {where}")
+        if not 0 <= _whole(question["image"], f"image of {where}") < len(data.images):
+            raise _contradiction(found, f"{where} is about a picture beyond the {len(data.images)} images")
+    if len({_id(question["question_id"], "question_id") for question in data.questions}) < len(data.questions):
+        raise _contradiction(found, "two questions have the same question_id")
+    return data
+
+
+def _texts(values: Any, what: str) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"its {what}, expected texts")
+    return values
+
+
+def _id(value: Any, what: str) -> int | str:
+    return value if isinstance(value, str) else _whole(value, what)
+
+
+def _whole(value: Any, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"its {what}, expected a whole number")
+    return value
 
 
 def _read(folder: Path, task: str, verify: bool, read: Callable[[manifest.Manifest], T]) -> T:

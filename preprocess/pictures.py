@@ -21,10 +21,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from models import manifest
-from models.config import Config, from_dict
+from models.config import Config
+from models.config_file import from_dict
 from models.errors import UserError
-from preprocess.dataset import PACKED, Writer
 from preprocess.images import normalise, obstacle, open_rgb, to_pixels
+from preprocess.tensors import PACKED, Writer
 from preprocess.text import CaptionTokenizer
 from preprocess.workers import in_order
 
@@ -51,6 +52,10 @@ class Pictures:
     entries: list[int]  # N: their numbers in the list they come from, from 0
     sources: Sequence[Source]  # N
     lost: str = "them"  # what --skip-broken leaves out, to speak of it
+
+    def first(self, limit: int | None) -> Pictures:
+        """The first `limit` of them, all when None."""
+        return dataclasses.replace(self, names=self.names[:limit], entries=self.entries[:limit], sources=self.sources[:limit])
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,7 @@ def open_graphs(graphs: Path) -> tuple[Config, CaptionTokenizer]:
         name, sha256 = str(found.content["tokenizer"]["file"]), found.content["tokenizer"]["sha256"]
         values = found.content["config"]
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{graphs / manifest.NAME} names no config or tokenizer ({error}). Write it again with blip-export."
-        ) from error
+        raise _incomplete(graphs, error) from error
     config = from_dict(values, str(graphs / manifest.NAME))
     tokenizer = CaptionTokenizer.load(graphs / name, config)
     if tokenizer.sha256 != sha256:
@@ -90,6 +93,21 @@ def open_graphs(graphs: Path) -> tuple[Config, CaptionTokenizer]:
             f"{graphs / name} is not the file that was exported: its sha256 differs. Write the folder again with blip-export."
         )
     return config, tokenizer
+
+
+def open_config(graphs: Path) -> tuple[Config, str]:
+    """The sizes of a model of any kind and the sha256 of its tokenizer, from a graphs/ folder: for tasks whose texts become
+    tokens only when they are run. Raises UserError when the manifest lacks them."""
+    found = manifest.read(graphs, "graphs")
+    try:
+        values, sha256 = found.content["config"], str(found.content["tokenizer"]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise _incomplete(graphs, error) from error
+    return from_dict(values, str(graphs / manifest.NAME)), sha256
+
+
+def _incomplete(graphs: Path, error: Exception) -> UserError:
+    return UserError(f"{graphs / manifest.NAME} names no config or tokenizer ({error}). Write it again with blip-export.")
 
 
 def with_interpolation(config: Config, wanted: str | None) -> Config:
@@ -104,13 +122,20 @@ def with_interpolation(config: Config, wanted: str | None) -> Config:
 def protocol_of(config: Config, tokenizer: CaptionTokenizer) -> dict[str, Any]:
     """How pictures and texts become tensors, as the manifest of a data/ folder keeps it."""
     return {
-        **dataclasses.asdict(config.protocol),
-        "image_size": config.vision.image_size,
+        **picture_protocol(config, tokenizer.sha256),
         "vocab": tokenizer.size,
         "encode_id": tokenizer.encode_id,
         "decode_id": tokenizer.decode_id,
         "pad_id": tokenizer.pad_id,
-        "tokenizer_sha256": tokenizer.sha256,
+    }
+
+
+def picture_protocol(config: Config, sha256: str) -> dict[str, Any]:
+    """How pictures become tensors, and the sha256 of the tokenizer that the texts beside them are meant for."""
+    return {
+        **dataclasses.asdict(config.protocol),
+        "image_size": config.vision.image_size,
+        "tokenizer_sha256": sha256,
         "pillow": PIL.__version__,
     }
 

@@ -15,7 +15,6 @@ import numpy as np
 from models import manifest
 from models.config import Config
 from preprocess.annotations import Annotations, read_annotations
-from preprocess.dataset import Writer
 from preprocess.pictures import (
     Options,
     Pictures,
@@ -26,6 +25,7 @@ from preprocess.pictures import (
     with_interpolation,
     write_pictures,
 )
+from preprocess.tensors import Writer
 from preprocess.text import CaptionTokenizer, pre_caption
 
 

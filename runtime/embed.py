@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from models.errors import UserError
 from models.spec import LENGTH
-from preprocess.dataset import RetrievalData, Tensor, Writer
+from preprocess.dataset import RetrievalData
+from preprocess.tensors import Tensor, Writer
 from runtime.batches import by_length, prefetched, slices, trimmed
 from runtime.session import Session
 

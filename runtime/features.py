@@ -18,7 +18,8 @@ from models import manifest
 from models.config import Blip2Config
 from models.errors import Misuse, UserError
 from models.spec import LENGTH
-from preprocess.dataset import RetrievalData, Writer, read_retrieval
+from preprocess.dataset import RetrievalData, read_retrieval
+from preprocess.tensors import Writer
 from runtime import run as runs
 from runtime.batches import prefetched, slices
 from runtime.embed import ShardWork, look_at, picture_batch, refuse_nan, text_batches

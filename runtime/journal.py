@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from models import manifest
 from models.errors import Misuse, UserError
-from preprocess.dataset import Writer
+from preprocess.tensors import Writer
 
 NAME = "journal.jsonl"
 

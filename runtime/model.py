@@ -6,6 +6,7 @@ B pictures, M texts, L tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,32 @@ from preprocess.pictures import open_graphs
 from preprocess.text import pre_caption
 from runtime.batches import slices, trimmed
 from runtime.embed import look_at, picture_batch, refuse_nan, text_batches
-from runtime.graphs import read_graphs
+from runtime.graphs import Graphs, read_graphs
 from runtime.onnx_session import available_provider
 from runtime.picture_input import as_list, read_pictures
 from runtime.session import PROVIDERS, Session, open_session
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A graphs/ folder, and what is to run it: nothing is loaded yet."""
+
+    graphs: Graphs
+    provider: str
+    threads: int | None
+    batchsize: int
+
+    @classmethod
+    def checked(cls, graphs: str | Path, provider: str, threads: int | None, batchsize: int) -> Engine:
+        """Raises Misuse for options that cannot be, UserError when the folder or the provider cannot be used."""
+        if provider not in PROVIDERS:
+            raise Misuse(f"There is no provider {provider!r}; known providers: {', '.join(PROVIDERS)}.")
+        if not isinstance(graphs, (str, Path)):
+            raise Misuse(f"graphs is {graphs!r:.60}; expected the path of a folder that blip-export wrote.")
+        size = count("batchsize", batchsize)
+        threads = None if threads is None else count("threads", threads)
+        available_provider(provider)
+        return cls(read_graphs(Path(graphs)), provider, threads, size)
 
 
 class Model:
@@ -30,16 +53,10 @@ class Model:
 
     def __init__(self, graphs: str | Path, provider: str, threads: int | None, batchsize: int) -> None:
         """Raises Misuse for options that cannot be, UserError when the folder or the provider cannot be used."""
-        if provider not in PROVIDERS:
-            raise Misuse(f"There is no provider {provider!r}; known providers: {', '.join(PROVIDERS)}.")
-        if not isinstance(graphs, (str, Path)):
-            raise Misuse(f"graphs is {graphs!r:.60}; expected the path of a folder that blip-export wrote.")
-        self.batchsize = count("batchsize", batchsize)
-        threads = None if threads is None else count("threads", threads)
-        available_provider(provider)
-        self.graphs = read_graphs(Path(graphs))
+        engine = Engine.checked(graphs, provider, threads, batchsize)
+        self.graphs, self.batchsize = engine.graphs, engine.batchsize
+        self._provider, self._threads = engine.provider, engine.threads
         self.config, self.tokenizer = open_graphs(Path(graphs))
-        self._provider, self._threads = provider, threads
         self._opened: dict[str, Session] = {}
 
     def sessions(self, names: Sequence[str]) -> list[Session]:

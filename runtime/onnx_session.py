@@ -26,30 +26,31 @@ class OnnxBackend:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
         try:
-            self._session = onnxruntime.InferenceSession(
+            self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=[wanted], disabled_optimizers=DISABLED_OPTIMIZERS.get(provider, [])
             )
         except Exception as error:  # onnxruntime's own classes share no base but Exception
             raise UserError(f"{path} cannot be loaded: {_first_line(error)} Write the graphs again with blip-export.") from error
-        if self._session.get_providers()[0] != wanted:
+        if self.session.get_providers()[0] != wanted:
             raise UserError(
-                f"ONNX Runtime could not start {wanted} and fell back to {self._session.get_providers()[0]}; check its driver."
+                f"ONNX Runtime could not start {wanted} and fell back to {self.session.get_providers()[0]}; check its driver."
             )
-        self._spec = spec
+        self.spec = spec  # as the file has it
+        self.device = provider  # where outputs may stay: ONNX Runtime's devices bear the names of the providers
         self._outputs = [t.name for t in spec.outputs]
         self._check(path)
 
     def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         try:
-            found: list[np.ndarray] = self._session.run(self._outputs, feeds)
+            found: list[np.ndarray] = self.session.run(self._outputs, feeds)
         except Exception as error:
-            raise UserError(f"{self._spec.name} failed in ONNX Runtime: {_first_line(error)}") from error
+            raise failure(self.spec, error) from error
         return found
 
     def _check(self, path: Path) -> None:
         for kind, found, wanted in (
-            ("inputs", self._session.get_inputs(), self._spec.inputs),
-            ("outputs", self._session.get_outputs(), self._spec.outputs),
+            ("inputs", self.session.get_inputs(), self.spec.inputs),
+            ("outputs", self.session.get_outputs(), self.spec.outputs),
         ):
             read = tuple(TensorSpec(v.name, DTYPES.get(v.type, v.type), tuple(v.shape)) for v in found)
             if read != wanted:
@@ -68,6 +69,11 @@ def available_provider(provider: str) -> str:
             f"Install {PACKAGES[provider]} instead of onnxruntime, or use --provider cpu."
         )
     return name
+
+
+def failure(spec: GraphSpec, error: Exception) -> UserError:
+    """What a user is told of an error in the engine."""
+    return UserError(f"{spec.name} failed in ONNX Runtime: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a retrieval run leaves behind, and how the report reads it.
+"""What a run leaves behind, whatever its task, and how the report reads it.
 
 N pictures, M captions, P re-ranked pairs ordered by picture. A pair is in the list of its picture (i2t), of its
 caption (t2i) or of both, and was scored once.
@@ -6,6 +6,8 @@ caption (t2i) or of both, and was scored once.
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ import numpy as np
 from models import manifest
 from models.errors import UserError
 from models.spec import MATCH
-from preprocess.dataset import RetrievalData, Tensor, open_tensor
+from preprocess.dataset import RetrievalData
+from preprocess.tensors import Tensor, open_tensor
 
 I2T, T2I = 1, 2  # bits of pair_direction: among the picture's k captions, among the caption's k pictures
 LAVIS, MINDFORMERS = "lavis", "mindformers"
 PROTOCOLS = (LAVIS, MINDFORMERS)  # of the two original evaluations
 WHOLE_BATCH = 100  # pictures, of mindformers
+CAPTION, VQA = "caption", "vqa"
+CAPTIONS, ANSWERS, GENERATED = "captions.json", "answers.json", "generated.json"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,35 @@ class FeatureOutputs:
     text_embeds: Tensor | None  # (M, L, D) float32, zero where a caption has ended
     text_embeds_proj: Tensor | None  # (M, L, E) float32, unit length, or zero
     multimodal_embeds: Tensor | None  # (M, Q, D) float32, of each caption with its picture
+
+
+@dataclass(frozen=True)
+class CaptionOutputs:
+    """The outputs/ folder of `blip-run caption`. N pictures with a prompt each."""
+
+    source: manifest.Manifest
+    captions: list[dict[str, Any]]  # N of {"image_id", "caption"}: COCO's result form, the best text of each
+    # N of {"image": its number, "prompt", "texts": best first, "scores": a number for each, "tokens": new words of each}
+    generated: list[dict[str, Any]]
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """As RetrievalOutputs.run; and the decoding options."""
+        return self.source.content
+
+
+@dataclass(frozen=True)
+class VqaOutputs:
+    """The outputs/ folder of `blip-run vqa`. Q questions."""
+
+    source: manifest.Manifest
+    answers: list[dict[str, Any]]  # Q of {"question_id", "answer"}: VQA's result form, the best answer to each
+    generated: list[dict[str, Any]]  # Q, as CaptionOutputs', but "question" in place of "image"
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """As CaptionOutputs.run."""
+        return self.source.content
 
 
 def counted(data: RetrievalData, protocol: str) -> RetrievalData:
@@ -135,6 +169,18 @@ def read_features(folder: Path, verify: bool = False) -> FeatureOutputs:
     return FeatureOutputs(found, *(open_tensor(found, name) if name in held else None for name in names))
 
 
+def read_caption(folder: Path, verify: bool = False) -> CaptionOutputs:
+    """Open a complete outputs/ folder. Raises UserError when it is damaged, unfinished or of another task."""
+    found = _read(folder, CAPTION, verify)
+    return CaptionOutputs(found, *_texts(found, CAPTIONS, ("image_id", "caption"), "image"))
+
+
+def read_vqa(folder: Path, verify: bool = False) -> VqaOutputs:
+    """Open a complete outputs/ folder. Raises UserError when it is damaged, unfinished or of another task."""
+    found = _read(folder, VQA, verify)
+    return VqaOutputs(found, *_texts(found, ANSWERS, ("question_id", "answer"), "question"))
+
+
 def scores(outputs: RetrievalOutputs) -> np.ndarray:
     """(P,) float32: the ITM logit of "match" plus the similarity, as salesforce/BLIP train_retrieval.py adds them."""
     total: np.ndarray = outputs.itm_logits[:][:, MATCH] + outputs.pair_sim[:]
@@ -146,3 +192,49 @@ def _read(folder: Path, task: str, verify: bool) -> manifest.Manifest:
     if found.content.get("task") != task:
         raise UserError(f"{folder} holds outputs of the task {found.content.get('task')!r}, expected {task!r}.")
     return found
+
+
+def _texts(
+    found: manifest.Manifest, name: str, keys: tuple[str, str], number: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The results of the file `name`, each an id and a text by these keys, and what was generated, checked against them."""
+    results, generated = (_entries(found, file) for file in (name, GENERATED))
+    best = [row["texts"][0] if _is_generated(row, number, n) else None for n, row in enumerate(generated)]
+    good = [result.keys() == set(keys) and _is_id(result[keys[0]]) for result in results]
+    if None in best or not all(good) or [result[keys[1]] for result in results] != best:
+        raise UserError(
+            f"{found.folder} contradicts itself: {name} and {GENERATED} are not the results of one run. "
+            f"Write the folder again with {manifest.MADE_WITH['outputs']}."
+        )
+    return results, generated
+
+
+def _entries(found: manifest.Manifest, name: str) -> list[dict[str, Any]]:
+    path, mend = found.folder / name, f"Write the folder again with {manifest.MADE_WITH['outputs']}."
+    if name not in found.files:
+        raise UserError(f"{found.folder / manifest.NAME} does not list {name}. {mend}")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {mend}") from error
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise UserError(f"{path} is not a list of results. {mend}")
+    return values
+
+
+def _is_generated(row: dict[str, Any], number: str, wanted: int) -> bool:
+    texts, totals, tokens = (row.get(key) for key in ("texts", "scores", "tokens"))
+    if not (isinstance(texts, list) and isinstance(totals, list) and isinstance(tokens, list) and texts):
+        return False
+    return (
+        row.get(number) == wanted
+        and isinstance(row.get("prompt"), str)
+        and len(texts) == len(totals) == len(tokens)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(total, float) and math.isfinite(total) for total in totals)
+        and all(isinstance(count, int) and count >= 0 for count in tokens)
+    )
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The Python interface: pictures in, labels, scores or vectors out, without folders in between. Needs no torch.
+"""The Python interface: pictures in, labels, scores, vectors or texts out, without folders in between. Needs no torch.
 
     from runtime.pipeline import pipeline
 
@@ -29,8 +29,9 @@ from preprocess.text import with_first
 from runtime.classify import picture_graphs, probabilities, query_of
 from runtime.embed import refuse_nan
 from runtime.features import IMAGE, MODES, MULTIMODAL, TENSORS, TEXT, graphs_of, refuse_blip
+from runtime.generation_pipeline import WRITERS
 from runtime.labels import NO_TEMPERATURE, checked_labels, checked_templates, embed_labels, temperature_of
-from runtime.model import Model, as_texts, count
+from runtime.model import Engine, Model, as_texts, count
 from runtime.picture_input import Picture, as_list
 from runtime.rerank import score_picture
 from runtime.retrieval import PAIR_GRAPHS, PICTURE_GRAPHS
@@ -228,6 +229,7 @@ TASKS: dict[str, Callable[..., Callable[..., Any]]] = {
     "zero_shot_image_classification": ZeroShotImageClassification,
     "image_text_retrieval": ImageTextRetrieval,
     "feature_extraction": FeatureExtraction,
+    **WRITERS,
 }
 
 
@@ -254,4 +256,5 @@ def pipeline(
     made = TASKS.get(task.replace("-", "_")) if isinstance(task, str) else None
     if made is None:
         raise Misuse(f"There is no task {task!r}; known tasks: {', '.join(TASKS)}.")
-    return made(Model(graphs, provider, threads, batchsize), **defaults)
+    held = Engine.checked if made in WRITERS.values() else Model
+    return made(held(graphs, provider, threads, batchsize), **defaults)

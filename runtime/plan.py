@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess.dataset import Tensor
+from preprocess.tensors import Tensor
 from runtime.outputs import I2T, T2I
 from runtime.similarity import blocks
 

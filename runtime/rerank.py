@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from preprocess.dataset import RetrievalData, Tensor, Writer
+from preprocess.dataset import RetrievalData
+from preprocess.tensors import Tensor, Writer
 from preprocess.text import with_first
 from runtime.batches import by_length, prefetched, trimmed
 from runtime.embed import ShardWork, refuse_nan

@@ -12,13 +12,23 @@ from typing import Any, Protocol
 import onnxruntime
 
 from models import manifest
+from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig
 from models.errors import UserError
-from preprocess.dataset import PACKED, Tensor, Writer, open_tensor
+from preprocess.tensors import PACKED, Tensor, Writer, open_tensor
 from runtime.batches import slices
 from runtime.graphs import KEPT, Graphs
 from runtime.journal import Journal
+from runtime.outputs import CAPTION, VQA
 from runtime.session import Session, open_session
 
+# What the models are called, and the tasks of each.
+MODELS: dict[type, tuple[str, tuple[str, ...]]] = {
+    BlipConfig: ("BLIP's first form", ("retrieval", "classify")),
+    Blip2Config: ("BLIP-2's first stage", ("retrieval", "classify", "features")),
+    BlipCaptionConfig: ("BLIP's captioner", (CAPTION,)),
+    BlipVqaConfig: ("BLIP for questions", (VQA,)),
+    Blip2LlmConfig: ("BLIP-2 with a language model", (CAPTION, VQA)),
+}
 PICTURES_PER_SHARD = 64  # some tens of seconds at base size on two cores: that much is lost at most when a run is stopped
 
 
@@ -143,21 +153,38 @@ def already_done(options: Options, identity: dict[str, Any], say: Callable[[str]
 
 
 def refuse_mixed(graphs: Graphs, data: Data) -> None:
-    """Raise UserError unless `data` was made for graphs of this size and vocabulary."""
+    """Raise UserError unless the graphs do the task of `data`, and `data` was made for graphs of this size and vocabulary.
+
+    Texts that the run makes tokens of itself, prompts and questions, fit every vocabulary.
+    """
     config, found = graphs.config, data.protocol
     task = data.source.content["task"]
+    refuse_model(graphs, task)
     mend = f"Write the data again: {manifest.MADE_WITH['data']} {task} --graphs {graphs.source.folder} ..."
-    for name, wanted in (
-        ("image_size", config.vision.image_size),
-        ("vocab", config.text.vocab),
-        ("max_length", config.protocol.max_length),
-        ("max_words", config.protocol.max_words),
-        ("mean", list(config.protocol.mean)),
-        ("std", list(config.protocol.std)),
-        ("tokenizer_sha256", graphs.content["tokenizer"]["sha256"]),
-    ):
+    pictures = {
+        "image_size": config.vision.image_size,
+        "mean": list(config.protocol.mean),
+        "std": list(config.protocol.std),
+    }
+    texts = {
+        "vocab": config.text.vocab,
+        "max_length": config.protocol.max_length,
+        "max_words": config.protocol.max_words,
+        "tokenizer_sha256": graphs.content["tokenizer"]["sha256"],
+    }
+    for name, wanted in (pictures if task in (CAPTION, VQA) else pictures | texts).items():
         if found.get(name) != wanted:
             raise UserError(f"{data.source.folder} was made with {name} {found.get(name)}, the graphs want {wanted}. {mend}")
+
+
+def refuse_model(graphs: Graphs, task: str) -> None:
+    """Raise UserError unless the graphs are of a model that does `task`."""
+    model, tasks = MODELS[type(graphs.config)]
+    if task not in tasks:
+        raise UserError(
+            f"{graphs.source.folder} holds graphs of {model}, which {'do' if len(tasks) > 1 else 'does'} {', '.join(tasks)}; "
+            f"{task} wants graphs of another model."
+        )
 
 
 def shards(total: int, size: int) -> list[tuple[int, int]]:

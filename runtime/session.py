@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from models.errors import UserError
-from models.spec import BATCH, LENGTH, Dim, GraphSpec, TensorSpec
+from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec
 from runtime.graphs import Graphs, fixed_sizes
 
 PROVIDERS = ("cpu", "cuda", "cann")
@@ -45,16 +45,12 @@ class Session:
         """
         sizes = check_feeds(self.spec, feeds)
         rows, length = sizes.get(BATCH, 1), sizes.get(LENGTH, 1)
-        fed: dict[Dim, int] = {BATCH: rows, LENGTH: length}
         if rows > (self.batch or rows) or length > (self.length or length):
             form = f"{self.batch or 'any number of'} rows of length {self.length or 'any'}"
             raise UserError(f"{self.spec.name} was exported for {form}; it was fed {rows} rows of length {length}.")
         padded = {t.name: self._padded(t, feeds[t.name]) for t in self.spec.inputs}
         found = self._backend.run(padded)
-        return {
-            t.name: array[tuple(slice(fed.get(dim)) for dim in t.shape)]
-            for t, array in zip(self.spec.outputs, found, strict=True)
-        }
+        return {t.name: _cut(array, t.bind(rows, length)) for t, array in zip(self.spec.outputs, found, strict=True)}
 
     def _padded(self, spec: TensorSpec, array: np.ndarray) -> np.ndarray:
         """Fill the fixed axes: empty text positions with 0 (mask 0), empty rows with copies of the last one."""
@@ -64,6 +60,11 @@ class Session:
                 before_after = [(0, short if at == axis else 0) for at in range(array.ndim)]
                 array = np.pad(array, before_after, mode="edge" if dim == BATCH else "constant")
         return np.ascontiguousarray(array)
+
+
+def _cut(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """The part of a graph's output that is not padding, as a view."""
+    return array[tuple(slice(dim) if isinstance(dim, int) else slice(None) for dim in spec.shape)]
 
 
 def check_feeds(spec: GraphSpec, feeds: dict[str, np.ndarray]) -> dict[str, int]:

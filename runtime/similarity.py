@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from preprocess.dataset import Tensor
+from preprocess.tensors import Tensor
 from runtime.batches import slices
 
 

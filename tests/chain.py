@@ -19,7 +19,8 @@ import preprocess.__main__
 import runtime.__main__
 from models import manifest
 from models.blip2 import Retrieval
-from models.config import Config, to_dict
+from models.config import Config
+from models.config_file import to_dict
 from tests.tiny import random_model
 
 # 58 tokens; 60 with [DEC] and [ENC], as TINY has, 59 with [DEC], as TINY2 has. A "long" word is two tokens, so 30 of them do

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from models import manifest
-from models.config import to_dict
-from preprocess.dataset import PACKED, Writer
+from models.config_file import to_dict
+from preprocess.tensors import PACKED, Writer
 from tests.tiny import TINY2
 
 SIZE = 24

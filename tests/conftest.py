@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from models.blip import BlipRetrieval
 from models.config import BlipConfig
 from runtime.journal import Journal
-from tests import chain
+from tests import chain, generators, talkative
 from tests.tiny import TINY, random_model
 
 # The products of tiny models are done before a second thread wakes up; on a busy machine waiting for it costs 50 times more.
@@ -46,6 +48,19 @@ def atc_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
     """Pictures and captions (chain.OWN) prepared for the graphs of TINY. Read only."""
     return chain.prepare(tmp_path_factory.mktemp("pictures"), atc_graphs)
+
+
+@pytest.fixture(scope="session")
+def generator_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """generator_graphs(kind, target): graphs of tests.talkative, exported when they are first asked for. Read only."""
+
+    @cache
+    def export(kind: str, target: str = "ort") -> Path:
+        options = talkative.STATIC if target == "atc" else ()
+        folder = tmp_path_factory.mktemp(f"{kind}-{target}")
+        return generators.export_generator(folder, kind, target, *options, model=talkative.talkative(kind))
+
+    return export
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from export import parity
 from export.graphs import module_for
+from export.sizes import Sizes
 from models.blip2 import Retrieval
 from models.spec import GraphSpec
 
@@ -27,9 +28,9 @@ LARGEST_HALF = 65504.0  # of float16, in which ATC computes unless it is told ot
 MEASURED = 5e-6
 
 
-def rows(model: Retrieval, spec: GraphSpec, path: Path, cases: list[parity.Case]) -> list[parity.Parity]:
+def rows(model: Retrieval, spec: GraphSpec, path: Path, cases: Sequence[tuple[int, int]]) -> list[parity.Parity]:
     """The differences of the graph in `path` from its module."""
-    return parity.measure(model, module_for(spec.name, model), spec, path, cases)
+    return parity.measure(model, module_for(spec.name, model), spec, path, [Sizes(*case) for case in cases])
 
 
 def constants(model: onnx.ModelProto) -> Iterator[np.ndarray]:

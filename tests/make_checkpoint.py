@@ -2,9 +2,10 @@
 
     python -m tests.make_checkpoint --model blip-retrieval-base-coco --out model.pth
     python -m tests.make_checkpoint --model blip2-stage1-vit-g --half --without-vit --out blip2_pretrained.pth
+    python -m tests.make_checkpoint --model blip2-opt-2.7b --half --out blip2_pretrained_opt2.7b.pth
 
 Of BLIP in the original layout: at base size the file has 1.9 GB, half of it momentum copies, as the published ones. Of BLIP-2
-in any layout: tensors are filled one by one, and memory holds them once.
+in any layout: tensors are filled one by one, and memory holds them once. Of models that write words: tests.make_generator.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 
 from models.blip import BlipRetrieval
 from models.blip2 import Blip2Stage1
-from models.config import CLIP, Blip2Config, Config, preset
+from models.config import CLIP, Blip2Config, Blip2LlmConfig, RetrievalConfig
 from models.conversion import Wish, convert
 from models.errors import Command, Misuse
+from models.presets import preset
+from tests import make_generator
 from tests.mindspore_file import mindspore_items, write_ckpt
 from tests.tiny import random_model
 
@@ -90,7 +93,9 @@ def without_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith(ENCODER)}
 
 
-def write(config: Config, out: Path, seed: int = 0, momentum: bool = True, queue: int = QUEUE, std: float = 0.02) -> None:
+def write(
+    config: RetrievalConfig, out: Path, seed: int = 0, momentum: bool = True, queue: int = QUEUE, std: float = 0.02
+) -> None:
     """Fill a model of `config`, with the spread that the original starts training from, and save it as its authors do."""
     if isinstance(config, Blip2Config):
         write_stage1(config, out, stage1_state(config, seed, std))
@@ -118,14 +123,20 @@ def write_stage1(config: Blip2Config, out: Path, state: Mapping[str, Tensor], la
 @click.option("--seed", default=0, help="Equal seeds give equal weights.")
 @click.option("--momentum/--no-momentum", default=True, help="Of BLIP, with momentum copies and queues, as the published files.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default=LAVIS, help="Of BLIP-2.")
-@click.option("--half", is_flag=True, help="Of BLIP-2, the image encoder's matrices in float16.")
+@click.option(
+    "--half", is_flag=True, help="In float16: the image encoder's matrices of BLIP-2's first stage, the language model."
+)
 @click.option(
     "--without-vit", is_flag=True, help="Of BLIP-2, the image encoder in a file of its own, <name>_vit.pth beside --out."
 )
 def main(model: str, out: Path, seed: int, momentum: bool, layout: str, half: bool, without_vit: bool) -> None:
     """Write a randomly filled checkpoint."""
     config = preset(model)
-    if not isinstance(config, Blip2Config):
+    if not isinstance(config, RetrievalConfig):
+        if layout != LAVIS or without_vit or (half and not isinstance(config, Blip2LlmConfig)):
+            raise Misuse("--layout and --without-vit are for BLIP-2's first stage, --half for BLIP-2.")
+        make_generator.write(config, out, seed, half)
+    elif not isinstance(config, Blip2Config):
         if layout != LAVIS or half or without_vit:
             raise Misuse("--layout, --half and --without-vit are for BLIP-2.")
         write(config, out, seed, momentum)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from models import manifest
-from models.config import BlipConfig, Protocol, TextConfig, VisionConfig, to_dict
-from preprocess.dataset import PACKED, Writer
+from models.config import BlipConfig, Protocol, TextConfig, VisionConfig
+from models.config_file import to_dict
+from preprocess.tensors import PACKED, Writer
 from runtime.outputs import I2T, T2I
 
 CONFIG = BlipConfig(

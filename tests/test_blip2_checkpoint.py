@@ -16,10 +16,11 @@ from torch import Tensor
 
 from models.blip2 import Blip2Retrieval, Blip2Stage1
 from models.checkpoint import load_model, load_stage1
-from models.config import Blip2Config, preset
+from models.config import Blip2Config
 from models.errors import Misuse, UserError
 from models.huggingface import huggingface_config, to_huggingface, to_our_name, to_their_name
 from models.manifest import file_record
+from models.presets import preset
 from tests.make_checkpoint import LAYOUTS, checkpoint, encoder_file, main, stage1_state, without_encoder, write_stage1
 from tests.mindspore_file import mindspore_state, write_ckpt
 from tests.test_checkpoint import Code

@@ -14,14 +14,15 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from torch import Tensor, nn
+from torch import Tensor
 
 import models.bert
 from export import parity, to_onnx, weights
 from export.__main__ import main
-from export.graphs import Graph, module_for, random_inputs
+from export.graphs import Graph, module_for
+from export.random_inputs import random_inputs
 from export.targets import ATC, ORT
-from models import config, manifest
+from models import manifest, presets
 from models.blip2 import Blip2Retrieval
 from models.config import Blip2Config
 from models.spec import graph_specs
@@ -41,7 +42,7 @@ WRITTEN = [*((TINY2, name) for name in SPECS), (TINY_CLIP, "image_feat")]
 NAMES = [f"{model.vision.kind}-{name}" for model, name in WRITTEN]
 
 
-def write(module: nn.Module, name: str, path: Path, target: str = ATC, opset: int = 13) -> None:
+def write(module: Graph, name: str, path: Path, target: str = ATC, opset: int = 13) -> None:
     """What `module` computes of the inputs of graph `name` of TINY2, as that graph."""
     spec = SPECS[name].bind(*STATIC) if target == ATC else SPECS[name]
     to_onnx.write_onnx(module, spec, random_inputs(name, random_blip2(), *STATIC, seed=0), path, target, opset)
@@ -148,9 +149,7 @@ def next_picture(model: Blip2Retrieval, ids: Tensor, mask: Tensor, feat: Tensor)
 @pytest.mark.parametrize("wrong", [first_query, unmasked, next_picture])
 def test_parity_sees_another_computation(tmp_path: Path, wrong: Callable[..., Tensor]) -> None:
     model, path = random_blip2(), tmp_path / "graph.onnx"
-    module = Graph("itm", model).eval()
-    module.compute = wrong
-    write(module, "itm", path)
+    write(Graph(wrong, model).eval(), "itm", path)
     assert rows(model, SPECS["itm"].bind(*STATIC), path, [STATIC])[0].max_rel > 100 * parity.BOUND
 
 
@@ -213,7 +212,7 @@ def test_weights_are_folded_without_a_copy() -> None:
 
 def export_preset(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: object) -> Any:
     """blip-export of mindformers' name for a preset that is TINY2 here; returns the manifest's content."""
-    monkeypatch.setitem(config.PRESETS, "blip2-stage1-vit-g", TINY2)
+    monkeypatch.setitem(presets.PRESETS, "blip2-stage1-vit-g", TINY2)
     vocabulary = chain.write_model(folder / "model", random_blip2())[-1]
     named = ("--model", "blip2_stage1_classification", "--tokenizer", vocabulary, "--out", folder / "graphs")
     chain.done(chain.call(main, *named, "--target", "atc", "--graphs", "image_kv", *options))

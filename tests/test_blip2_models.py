@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from models.bert import bias_of
 from models.blip2 import Blip2Retrieval, Blip2Stage1
-from models.config import QFORMER, Blip2Config, VisionConfig, preset
+from models.config import Blip2Config, VisionConfig
+from models.presets import QFORMER, preset
 from models.spec import graph_specs
 from tests.independent_blip2 import Transformers
 from tests.test_models import ASSETS, batch, originals

@@ -23,7 +23,8 @@ import postprocess.__main__
 import preprocess.__main__
 from models import manifest
 from models.blip2 import Blip2Retrieval
-from models.config import CLIP_L, EVA_G, QFORMER, STAGE1, Blip2Config, VisionConfig
+from models.config import STAGE1, Blip2Config, VisionConfig
+from models.presets import CLIP_L, EVA_G, QFORMER
 from models.spec import graph_specs
 from postprocess import inputs, recall
 from preprocess.dataset import read_classify as read_classes

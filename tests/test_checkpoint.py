@@ -18,10 +18,11 @@ from torch import Tensor
 
 from models.blip import BlipPretrain, BlipRetrieval
 from models.checkpoint import load_model
-from models.config import BlipConfig, preset
+from models.config import BlipConfig
 from models.errors import UserError
 from models.huggingface import huggingface_config, to_huggingface, to_our_name, to_their_name
 from models.manifest import file_record
+from models.presets import preset
 from tests.make_checkpoint import checkpoint, main
 from tests.tiny import TINY, random_model
 

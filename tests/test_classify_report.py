@@ -20,7 +20,7 @@ from postprocess import classify_report, confusion, top1
 from postprocess.__main__ import main
 from postprocess.answers import TOP, answers
 from postprocess.gallery import HITS, MISSES
-from preprocess.dataset import FILES
+from preprocess.tensors import FILES
 from tests.classify_run import CLASSES, ClassifyRun, make_classify_run, softmax
 from tests.retrieval_run import make_run
 from tests.test_postprocess import refused

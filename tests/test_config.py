@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from models.config import PRESETS, STAGE1, from_dict, from_file, preset, to_dict
+from models.config import STAGE1
+from models.config_file import from_dict, from_file, to_dict
 from models.errors import Misuse, UserError
+from models.presets import PRESETS, preset
 from tests.tiny import TINY, TINY2
 
 

@@ -21,11 +21,13 @@ from torch import Tensor
 from models import conversion, write_weights
 from models.blip2 import Blip2Stage1
 from models.checkpoint import load_model, load_stage1
-from models.config import Blip2Config, Config, from_dict, preset, to_dict
+from models.config import Blip2Config, Config
+from models.config_file import from_dict, to_dict
 from models.convert import main
 from models.errors import Misuse
 from models.huggingface import to_huggingface
 from models.manifest import locked
+from models.presets import preset
 from models.targets import TARGETS
 from tests.make_checkpoint import checkpoint, encoder_file, stage1_state, without_encoder, write_stage1
 from tests.mindspore_file import mindspore_state, write_ckpt

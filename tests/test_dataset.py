@@ -16,7 +16,8 @@ import pytest
 
 from models import manifest
 from models.errors import UserError, plain_errors
-from preprocess.dataset import FILES, LAYOUTS, PACKED, FileTensor, RetrievalData, Writer, open_tensor, read_retrieval
+from preprocess.dataset import RetrievalData, read_retrieval
+from preprocess.tensors import FILES, LAYOUTS, PACKED, FileTensor, Writer, open_tensor
 
 N, M, LENGTH, SIZE = 3, 7, 5, 4  # pictures, captions, tokens, side
 

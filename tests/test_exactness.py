@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from models.blip import BlipRetrieval
-from models.config import MED, VIT_B, BlipConfig, Protocol
+from models.config import BlipConfig, Protocol
+from models.presets import MED, VIT_B
 from postprocess import recall
 from preprocess.dataset import read_retrieval as read_data
 from runtime.outputs import read_retrieval, scores

@@ -17,7 +17,8 @@ from click.testing import Result
 import export.write
 from export import parity, to_onnx, weights
 from export.__main__ import main
-from export.graphs import module_for, random_inputs
+from export.graphs import module_for
+from export.random_inputs import random_inputs
 from export.targets import ATC
 from models import manifest
 from models.blip import BlipRetrieval

@@ -267,7 +267,7 @@ def test_features_are_no_retrieval(graphs: Any, data: Path, tmp_path: Path) -> N
 # The command in a process of its own, with small shards, which kills itself before a write without a chance to clean up.
 KILLED = """
 import os, signal, sys
-from preprocess.dataset import Writer
+from preprocess.tensors import Writer
 from runtime import features
 from runtime.__main__ import main
 

@@ -11,10 +11,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.flops import count_flops
-from export.graphs import module_for, random_inputs
+from export.graphs import module_for
+from export.random_inputs import random_inputs
 from export.to_onnx import write_onnx
-from models.config import Blip2Config, BlipConfig, Config, TextConfig, VisionConfig, preset
+from models.config import Blip2Config, BlipConfig, Config, TextConfig, VisionConfig
 from models.errors import UserError
+from models.presets import preset
 from models.spec import GraphSpec, TensorSpec, graph_specs
 from runtime.graphs import read_graphs
 from tests import chain

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from models import manifest
 from models.errors import UserError
-from preprocess.dataset import Writer
+from preprocess.tensors import Writer
 from runtime import journal as journals
 from runtime import retrieval
 from runtime.journal import Journal
@@ -32,7 +32,7 @@ KILLED = """
 import os, signal, sys
 from runtime import journal, retrieval
 from runtime.__main__ import main
-from preprocess.dataset import Writer
+from preprocess.tensors import Writer
 
 how, count, sizes = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
 for name, size in sizes.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.blip2 import Blip2Stage1
 from models.checkpoint import load_image_encoder, load_model, load_stage1
-from models.config import to_dict
+from models.config_file import to_dict
 from models.huggingface import to_huggingface
 from tests.make_checkpoint import checkpoint, encoder_file, stage1_state, without_encoder, write_stage1
 from tests.mindspore_file import mindspore_state, write_ckpt

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from models.blip import BlipPretrain, BlipRetrieval, unit_length
-from models.config import Config, preset
+from models.config import Config
 from models.huggingface import huggingface_config, to_huggingface
+from models.presets import preset
 from models.spec import graph_specs
 from tests.tiny import TINY, fill, random_model
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from models import manifest
 from postprocess.__main__ import main
 from postprocess.recall import score_matrices
-from preprocess.dataset import FILES, PACKED
+from preprocess.tensors import FILES, PACKED
 from runtime.outputs import read_retrieval
 from tests.retrieval_run import Run, make_run
 from tests.test_recall import dense_recall

@@ -22,11 +22,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from models import manifest
-from models.config import BlipConfig, Protocol, TextConfig, VisionConfig, to_dict
+from models.config import BlipConfig, Protocol, TextConfig, VisionConfig
+from models.config_file import to_dict
 from preprocess import workers
 from preprocess.__main__ import main
-from preprocess.dataset import LAYOUTS, read_retrieval
+from preprocess.dataset import read_retrieval
 from preprocess.images import normalise, read_image
+from preprocess.tensors import LAYOUTS
 from preprocess.text import CaptionTokenizer, pre_caption
 
 WORDS = [

@@ -18,12 +18,13 @@ from click.testing import Result
 from PIL import Image
 
 from models import manifest
-from models.config import to_dict
+from models.config_file import to_dict
 from models.errors import UserError
 from preprocess import workers
 from preprocess.__main__ import main
-from preprocess.dataset import FILES, LAYOUTS, PACKED, FileTensor, Writer, read_classify
+from preprocess.dataset import read_classify
 from preprocess.images import normalise, read_image
+from preprocess.tensors import FILES, LAYOUTS, PACKED, FileTensor, Writer
 from preprocess.text import CaptionTokenizer
 from tests.chain import TOKENS, call, done, refusal
 from tests.test_cifar import FINE, Runs, batch, pictures, write_cifar100

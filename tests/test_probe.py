@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
-from models import config
+from models import config_file
 from models.blip2 import Blip2Stage1
 from models.huggingface import to_huggingface
 from preprocess.text import CaptionTokenizer
@@ -43,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, model: Blip2Stage1) -> Path:
     for name in "abcd":
         Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{name}.png")
     (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n", "utf-8")
-    (folder / "sizes.json").write_text(json.dumps(config.to_dict(TINY2)), "utf-8")
+    (folder / "sizes.json").write_text(json.dumps(config_file.to_dict(TINY2)), "utf-8")
     checkpoint.save(model, folder / "ours.safetensors", {})
     write_lavis(folder, model)
     save_file(to_huggingface(model.state_dict(), TINY2), folder / "huggingface.safetensors")

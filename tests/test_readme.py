@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from models.config import preset
+from models.presets import preset
 from models.spec import TensorSpec, graph_specs
 from tests.commands import COMMANDS
 

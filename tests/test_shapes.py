@@ -14,8 +14,8 @@ from demo import shapes
 from demo.captions import captions
 from demo.scenes import NOTHING, SPLITS, TOGETHER, Scene, Things, is_held_out, near_duplicates, random_scene, scenes
 from models import manifest
-from models.config import PRESETS
 from models.errors import Misuse
+from models.presets import PRESETS
 from preprocess.annotations import read_annotations
 from preprocess.text import CaptionTokenizer, pre_caption
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from models.config import preset
 from models.errors import UserError
+from models.presets import preset
 from models.spec import graph_specs, spec_from_dict, spec_to_dict
 from tests.tiny import TINY
 

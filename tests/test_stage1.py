@@ -19,7 +19,7 @@ from torch import Tensor
 import demo.train
 import demo.train_blip2
 from demo import shapes
-from models import config
+from models import config_file, presets
 from models.blip2 import Blip2Stage1
 from models.checkpoint import load_model, load_stage1
 from models.config import CLIP, EVA, Blip2Config, Protocol, QformerConfig, VisionConfig
@@ -60,7 +60,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     shapes.write(folder, "train", 20, 1)
     shapes.write(folder, "test", 10, 1)
-    (folder / "small.json").write_text(json.dumps(config.to_dict(SMALL)), "utf-8")
+    (folder / "small.json").write_text(json.dumps(config_file.to_dict(SMALL)), "utf-8")
     return folder
 
 
@@ -335,7 +335,7 @@ def test_the_command_trains_from_nothing(pictures: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", [EVA, CLIP])
 def test_the_command_freezes_an_image_encoder_it_is_given(kind: str, pictures: Path, tmp_path: Path) -> None:
     cfg = dataclasses.replace(SMALL, vision=dataclasses.replace(SMALL.vision, kind=kind))
-    (tmp_path / "sizes.json").write_text(json.dumps(config.to_dict(cfg)), "utf-8")
+    (tmp_path / "sizes.json").write_text(json.dumps(config_file.to_dict(cfg)), "utf-8")
     given = Blip2Stage1(cfg).visual_encoder
     fill(given, 5, 0.2)
     torch.save(given.state_dict(), tmp_path / "vit.pth")
@@ -388,7 +388,7 @@ def test_without_sizes_the_demos_model_is_trained(monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(main, ["stage1", "--annotations", "a", "--images", "b"])
     assert result.exit_code == 0, result.output
     assert isinstance(seen[0], Blip2Stage1)
-    assert seen[0].cfg == config.PRESETS["blip2-demo"]
+    assert seen[0].cfg == presets.PRESETS["blip2-demo"]
     assert all(parameter.requires_grad for parameter in seen[0].parameters())
 
 
@@ -406,7 +406,7 @@ def test_missing_torch_is_one_sentence(command: list[str]) -> None:
 def test_the_demo_starts_from_what_blip_sees() -> None:
     """EVA's encoder has no bias for its keys and BLIP's has; with the same weights they see the same."""
     blip = checkpoint.load(demo.train_blip2.WEIGHTS)
-    model = fresh(config.BLIP2_DEMO)
+    model = fresh(presets.BLIP2_DEMO)
     demo.train_blip2.start_from_blip(model, load_file(demo.train_blip2.WEIGHTS))
     image = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -425,5 +425,5 @@ def test_the_demos_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(demo.train_blip2.main, ["--out", str(tmp_path), "--steps", "2"])
     assert result.exit_code == 0, result.output
     trained, blip = checkpoint.load(tmp_path / "weights.safetensors"), load_file(demo.train_blip2.WEIGHTS)
-    assert trained.cfg == config.PRESETS["blip2-demo"]
+    assert trained.cfg == presets.PRESETS["blip2-demo"]
     assert torch.equal(trained.visual_encoder.pos_embed, blip["visual_encoder.pos_embed"])  # frozen

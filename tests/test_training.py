@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 import demo.train
 from demo import shapes
-from models import config
+from models import config_file, presets
 from models.blip import BlipPretrain
 from models.checkpoint import load_model
 from models.config import BlipConfig, Protocol, TextConfig, VisionConfig
@@ -32,7 +32,7 @@ from training.step import Batch
 TOKENIZER = Path(__file__).parent.parent / "demo" / "tokenizer"
 SMALL = BlipConfig(
     VisionConfig(image_size=16, patch=8, width=16, depth=1, heads=2, mlp=32),
-    TextConfig(vocab=config.PRESETS["blip-demo"].text.vocab, width=16, depth=1, heads=2, ffn=32, positions=35),
+    TextConfig(vocab=presets.PRESETS["blip-demo"].text.vocab, width=16, depth=1, heads=2, ffn=32, positions=35),
     embed=8,
     protocol=Protocol(k_test=4),
 )
@@ -44,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     shapes.write(folder, "train", 20, 1)
     shapes.write(folder, "test", 10, 1)
-    (folder / "small.json").write_text(json.dumps(config.to_dict(SMALL)), "utf-8")
+    (folder / "small.json").write_text(json.dumps(config_file.to_dict(SMALL)), "utf-8")
     return folder
 
 
@@ -350,7 +350,7 @@ def test_the_demos_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     result = CliRunner().invoke(demo.train.main, ["--out", str(tmp_path), "--steps", "2"])
     assert result.exit_code == 0, result.output
-    assert checkpoint.load(tmp_path / "weights.safetensors").cfg == config.PRESETS["blip-demo"]
+    assert checkpoint.load(tmp_path / "weights.safetensors").cfg == presets.PRESETS["blip-demo"]
 
 
 def test_the_recorded_command_is_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +363,7 @@ def test_the_recorded_command_is_the_recipe(monkeypatch: pytest.MonkeyPatch) -> 
     assert result.exit_code == 0, result.output
     model, _, _, _, options, _ = seen
     assert isinstance(model, BlipPretrain)
-    assert (model.cfg, options) == (config.PRESETS["blip-demo"], demo.train.RECIPE)
+    assert (model.cfg, options) == (presets.PRESETS["blip-demo"], demo.train.RECIPE)
 
 
 def test_without_sizes_the_demos_model_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,14 +372,14 @@ def test_without_sizes_the_demos_model_is_trained(monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(main, ["pretrain", "--annotations", "a", "--images", "b"])
     assert result.exit_code == 0, result.output
     assert isinstance(seen[0], BlipPretrain)
-    assert seen[0].cfg == config.PRESETS["blip-demo"]
+    assert seen[0].cfg == presets.PRESETS["blip-demo"]
 
 
 def test_the_demos_weights_are_of_its_preset_and_of_their_log() -> None:
     folder = Path(demo.train.__file__).parent
     weights = folder / "weights.safetensors"
     assert weights.stat().st_size <= 8_000_000
-    assert checkpoint.load(weights).cfg == config.PRESETS["blip-demo"]
+    assert checkpoint.load(weights).cfg == presets.PRESETS["blip-demo"]
     head, *records = [json.loads(line) for line in (folder / "training.log").read_text("utf-8").splitlines()]
     assert (head["held_out_pictures"], head["held_out_captions"]) == (500, 2500)
     with safe_open(weights, "pt") as file:

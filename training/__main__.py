@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
-from models import config
+from models import presets
 from models.config import CLIP, Blip2Config, BlipConfig
+from models.config_file import from_file
 from models.errors import Group, Misuse, extra
 from preprocess.workers import usable_cpus
 from training.options import Files, Options
@@ -58,7 +59,7 @@ def option(name: str, kind: Any, text: str) -> Callable[[Function], Function]:
 
 def model(preset: str) -> Callable[[Function], Function]:
     """The options that say what is trained or probed: `preset` when nothing else is said, or another one of its kind."""
-    names = [name for name, known in config.PRESETS.items() if type(known) is type(config.PRESETS[preset])]
+    names = [name for name, known in presets.PRESETS.items() if type(known) is type(presets.PRESETS[preset])]
     return together(
         click.option("--model", "name", show_default=preset, help=f"Sizes: a preset, {', '.join(names)}."),
         click.option("--config", "config_file", type=FOLDER, help="Sizes: a JSON file, in place of a preset."),
@@ -193,7 +194,7 @@ def sizes(kind: type[Sizes], name: str | None, config_file: Path | None, preset:
     """The configuration that --model or --config names. Raises Misuse when both do, or when it is of the other model."""
     if name is not None and config_file is not None:
         raise Misuse(f"--model {name} and --config {config_file} both give the sizes. Leave one out.")
-    cfg = config.from_file(config_file) if config_file is not None else config.preset(preset if name is None else name)
+    cfg = from_file(config_file) if config_file is not None else presets.preset(preset if name is None else name)
     if not isinstance(cfg, kind):
         found, wanted = ("BLIP-2", "BLIP") if kind is BlipConfig else ("BLIP", "BLIP-2")
         raise Misuse(

@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models import config
+from models import config_file
 from models.blip import BlipPretrain
 from models.blip2 import Blip2Stage1
-from models.config import Blip2Config
+from models.config import Blip2Config, RetrievalConfig
 from models.errors import UserError
 from training.step import Trainable
 
@@ -33,7 +33,7 @@ def save(model: Trainable, path: Path, made_by: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     try:
-        save_file(unique_tensors(model), beside, {"config": json.dumps(config.to_dict(model.cfg)), **made_by})
+        save_file(unique_tensors(model), beside, {"config": json.dumps(config_file.to_dict(model.cfg)), **made_by})
         beside.chmod(0o644)  # safetensors leaves it to its owner alone
         beside.replace(path)
     except BaseException:
@@ -52,7 +52,9 @@ def load(path: Path) -> Trainable:
         values = json.loads(metadata["config"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint of blip-train ({type(error).__name__}: {error}).") from error
-    cfg = config.from_dict(values, str(path))
+    cfg = config_file.from_dict(values, str(path))
+    if not isinstance(cfg, RetrievalConfig):
+        raise UserError(f"{path} is of a model that writes words, which is not trained. Give a checkpoint of blip-train.")
     model: Trainable = Blip2Stage1(cfg) if isinstance(cfg, Blip2Config) else BlipPretrain(cfg)
     shapes = {name: tuple(tensor.shape) for name, tensor in unique_tensors(model).items()}
     wrong = sorted(n for n in shapes.keys() | tensors.keys() if n not in tensors or shapes.get(n) != tuple(tensors[n].shape))

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from models import manifest
-from preprocess.dataset import Writer
+from preprocess.tensors import Writer
 from runtime import classify, features
 from tests import chain
 from tests.bad_input.table import Case, Work, refused, the_message
@@ -116,7 +116,7 @@ def _process(work: Work, step: str, code: str, **options: Any) -> subprocess.Com
 # The process gets a signal right after `after` rows of a tensor were written. Shards are small, so that some are done.
 STOPPED = """
 import os, signal
-from preprocess.dataset import Writer
+from preprocess.tensors import Writer
 import runtime.classify, runtime.features
 runtime.classify.PICTURES_PER_SHARD = runtime.features.PICTURES_PER_SHARD = {shard}
 write = Writer.write

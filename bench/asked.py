@@ -1,0 +1,71 @@
+"""What was typed, as the bench takes it; and which options belong to which models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from bench.compare import NEEDED, chosen_works
+from bench.forms import Writing
+from bench.words_race import words_works
+from models.errors import Misuse
+from runtime.graphs import Graphs
+
+OF_COMPARISONS = ("works", "checkpoint", "vit_checkpoint", "llm_checkpoint", "captions", "pairs", "rounds", "itm_batchsize")
+OF_RETRIEVAL = ("length", "captions", "pairs", "itm_batchsize")
+OF_WORDS = ("num_beams", "new_tokens", "prompt_tokens", "use_past", "llm_checkpoint")
+BEAMS = range(1, 65)
+YES = {"true": True, "false": False}
+
+
+def refuse_unused(graphs: Graphs, words: bool, compares: bool) -> None:
+    """Raise Misuse when an option was typed that nothing reads: `words` whether the graphs write words, `compares` whether
+    there is a comparison."""
+    context = click.get_current_context()
+    typed = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    for name in typed:
+        option = f"--{name.replace('_', '-')}"
+        if name in (OF_RETRIEVAL if words else OF_WORDS):
+            kind = "models for retrieval" if words else "models that write words"
+            raise Misuse(f"{option} is for {kind}, which {graphs.content['model']} is not; leave it out.")
+        if name in OF_COMPARISONS and not compares:
+            raise Misuse(f"{option} is only read with --compare transformers; add that, or leave it out.")
+
+
+def checkpoint_asked(checkpoint: Path | None, provider: str) -> Path:
+    """The checkpoint, which a comparison cannot do without. Raises Misuse."""
+    if checkpoint is None:
+        raise Misuse(
+            "--compare transformers needs the weights: add --checkpoint with the file that the graphs were exported from."
+        )
+    if provider != "cpu":
+        raise Misuse(f"--compare transformers runs both on the CPU; leave out --provider {provider}.")
+    return checkpoint
+
+
+def works_asked(graphs: Graphs, works: str | None, words: bool) -> list[str]:
+    """The works of a comparison. Raises Misuse for one that there is not for such a model."""
+    return chosen_works(works, words_works(graphs.config) if words else NEEDED)
+
+
+def length_asked(graphs: Graphs, length: int | None, compares: bool) -> int:
+    """The caption length to time with. Raises Misuse when captions of this model, or its positions, are not that many."""
+    usual, positions = graphs.config.protocol.max_length, graphs.config.text.positions
+    if length is not None and length > positions:
+        raise Misuse(f"--length {length} is longer than the {positions} positions of the text encoder.")
+    if length is not None and length > usual and compares:
+        raise Misuse(f"--length {length} is longer than the captions of this model, {usual} tokens, which --compare takes.")
+    return length or usual
+
+
+def writing_asked(num_beams: str, new_tokens: int, use_past: str) -> Writing:
+    """What is asked of a model that writes words. Raises Misuse for a list that is none."""
+    beams = [int(said) if said.isdecimal() and said.isascii() else 0 for said in num_beams.split(",")]
+    if not all(number in BEAMS for number in beams):
+        raise Misuse(f"--num-beams is {num_beams!r:.60}; expected whole numbers from 1 to {BEAMS[-1]}, with commas between.")
+    past = use_past.split(",")
+    if not all(said in YES for said in past):
+        raise Misuse(f"--use-past is {use_past!r:.60}; expected true, false, or true,false.")
+    return Writing(tuple(dict.fromkeys(beams)), new_tokens, tuple(dict.fromkeys(YES[said] for said in past)))

@@ -1,0 +1,210 @@
+"""Pictures and prompts to texts: a decoder with its words, for blip-run and the Python interface alike.
+
+P pictures that are looked at together, N prompts about them that are written on together, L tokens, Q queries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from models.config import Blip2LlmConfig, BlipCaptionConfig, BlipVqaConfig
+from models.errors import Misuse, UserError
+from models.llm_config import T5Config
+from preprocess.padding import right_padded
+from preprocess.wordpiece_words import WordpieceWords
+from preprocess.words import Words, load_words
+from runtime.batches import slices
+from runtime.decode import generate
+from runtime.decoders import Decoder, Seen, open_decoder
+from runtime.decoding import TRANSFORMERS
+from runtime.generation_presets import POSITIONS, Settings
+from runtime.graphs import MEND, Graphs
+from runtime.prompts import text_of
+from runtime.rank import questions_at_once, rank
+from runtime.room import check_columns, check_room, columns_of
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text that is asked for."""
+
+    number: int  # in the whole run: random numbers depend on it
+    picture: int
+    prompt: str  # as the model reads it
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written for one request, the best first."""
+
+    texts: list[str]
+    scores: list[float]
+    tokens: list[int]  # new words of each, without the one that ends it
+
+    def __post_init__(self) -> None:
+        assert len(self.texts) == len(self.scores) == len(self.tokens)
+
+
+class Generator:
+    """A graphs/ folder whose sessions are open."""
+
+    def __init__(self, graphs: Graphs, provider: str, threads: int | None, use_past: bool = True) -> None:
+        """Raises UserError when the graphs, their vocabulary or the provider cannot be used."""
+        self.graphs, self.config = graphs, graphs.config
+        self.words = open_words(graphs)
+        self.decoder: Decoder = open_decoder(graphs, provider, threads, use_past)
+
+    def write(
+        self,
+        seen: Seen,
+        requests: Sequence[Request],
+        settings: Settings,
+        on_step: Callable[[int], None] | None = None,
+        attend_padding: bool = False,
+    ) -> list[Written]:
+        """The texts of N requests about pictures that were seen, `Request.picture` being their numbers among these.
+
+        `attend_padding`: have BLIP's answers look at the padding of the questions, as the original does. `on_step` is told
+        after each step how many words it gave. Raises as `runtime.decode.generate`.
+        """
+        found: list[Written | None] = [None] * len(requests)
+        for chosen, ids, mask in self._together([request.prompt for request in requests], settings):
+            counted = self._counted(ids, mask, settings)
+            pictures = np.array([requests[n].picture for n in chosen], np.int64)
+            texts = generate(
+                self.decoder.begin(seen, pictures, ids, mask, attend_padding),
+                counted,
+                self.words.stop_ids,
+                settings.after(counted.shape[1]),
+                on_step,
+                [requests[n].number for n in chosen],
+            )
+            for n, row, kept, generated in zip(chosen, ids, mask, texts, strict=True):
+                said = partial(text_of, self.words, self.config, settings, requests[n].prompt, row[kept > 0].tolist())
+                found[n] = Written(
+                    [said(text.ids) for text in generated],
+                    [float(text.score) for text in generated],
+                    [len(text.ids) for text in generated],
+                )
+        return [written for written in found if written is not None]
+
+    def rank(
+        self,
+        seen: Seen,
+        requests: Sequence[Request],
+        answers: Sequence[str],
+        k: int,
+        number: int,
+        on_step: Callable[[int], None] = lambda words: None,
+    ) -> list[Written]:
+        """The best `number` of `answers` to each request, of the k that runtime.rank looks at. BLIP's VQA alone."""
+        assert isinstance(self.words, WordpieceWords)
+        assert isinstance(self.config, BlipVqaConfig)
+        ids, mask = self._read([request.prompt for request in requests])
+        candidates, kept = self.words.answers(answers)  # (A, 1 + W), [DEC] first
+        lengths, k = kept.sum(axis=1) - 1, min(k, len(answers))
+        pictures = np.array([request.picture for request in requests], np.int64)
+        found = []
+        for part in slices(0, len(requests), questions_at_once(k, self.config.decoder.vocab)):
+            begin = partial(self.decoder.begin, seen, pictures[part], ids[part], mask[part])
+            best, scores = rank(begin, candidates[:, 1:], lengths, k, columns_of(self.graphs), on_step)
+            for row, values in zip(best[:, :number], scores, strict=True):
+                texts, tokens = [answers[a] for a in row], [int(lengths[a]) - 1 for a in row]
+                found.append(Written(texts, [float(value) for value in values[: len(row)]], tokens))
+        return found
+
+    def check(self, prompts: Sequence[str], settings: Settings) -> list[str]:
+        """Raise unless these prompts can be read and written on, and return what is to be said of them: that some are cut.
+
+        Raises Misuse when the lengths asked for leave no room for a new word, or when a graph has not the room for them,
+        UserError when a graph of fixed length cannot take a prompt.
+        """
+        prompts = list(dict.fromkeys(prompts))
+        for _, ids, mask in self._together(prompts, settings):
+            counted = self._counted(ids, mask, settings).shape[1]
+            new = settings.after(counted).max_length - counted
+            if new < 1:
+                raise Misuse(
+                    f"max_length {settings.decoding.max_length} leaves no room for a new word after the {counted} that count "
+                    f"already. The longest prompt is {max(prompts, key=len)[:60]!r}; shorten it, or give a larger --max-length."
+                )
+            check_room(self.graphs, self.decoder, ids.shape[1], new, "Give a smaller --max-length")
+        check_columns(self.graphs, max(settings.decoding.num_beams, settings.decoding.num_return))
+        return self._cut(prompts)
+
+    def check_ranking(self, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
+        """The same of questions that are answered with one of a list."""
+        assert isinstance(self.words, WordpieceWords)
+        prompts = list(dict.fromkeys(prompts))
+        longest, answer = self._read(prompts)[0].shape[1], self.words.answers(answers)[0].shape[1] - 1
+        check_room(self.graphs, self.decoder, longest, answer, "Leave out long answers")
+        return self._cut(prompts)
+
+    def _cut(self, prompts: Sequence[str]) -> list[str]:
+        """What is to be said of prompts that are cut, as the original cuts them."""
+        longest = self.config.protocol.max_length
+        if isinstance(self.config, BlipVqaConfig):
+            assert isinstance(self.words, WordpieceWords)
+            lengths = self.words.questions(prompts, sys.maxsize)[1].sum(axis=1)
+        elif isinstance(self.config, Blip2LlmConfig):
+            lengths = open_words(self.graphs, cut=False).prompts(prompts)[1].sum(axis=1)
+        else:
+            return []  # a captioner's are not
+        cut = int((lengths > longest).sum())
+        return [f"Warning: {cut} prompts are longer than {longest} tokens and are cut, as the original cuts them."] if cut else []
+
+    def _read(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask (N, L) as the decoder takes them."""
+        if isinstance(self.config, BlipVqaConfig):
+            assert isinstance(self.words, WordpieceWords)
+            return self.words.questions(prompts, self.config.protocol.max_length)
+        ids, mask = self.words.prompts(prompts)
+        if isinstance(self.config, Blip2LlmConfig) and isinstance(self.config.llm, T5Config):
+            rows = [row[kept > 0].tolist() for row, kept in zip(ids, mask, strict=True)]
+            return right_padded(rows, self.words.pad_id)  # as the original: T5 counts the distances between words
+        return ids, mask
+
+    def _together(self, prompts: Sequence[str], settings: Settings) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Which prompts are written on together, and their ids and mask (N, L): all of them, or those of equal length where
+        the length counts towards max_length."""
+        ids, mask = self._read(prompts)
+        if not (isinstance(self.config, BlipCaptionConfig) or settings.max_counts == POSITIONS):
+            yield np.arange(len(ids)), ids, mask
+            return
+        lengths = mask.sum(axis=1)
+        for length in np.unique(lengths):
+            chosen = np.flatnonzero(lengths == length)
+            yield chosen, ids[chosen, ids.shape[1] - length :], mask[chosen, ids.shape[1] - length :]
+
+    def _counted(self, ids: np.ndarray, mask: np.ndarray, settings: Settings) -> np.ndarray:
+        """(N, L) what counts before the new words, as `runtime.decode.generate` takes it."""
+        config = self.config
+        if isinstance(config, BlipCaptionConfig):
+            return ids
+        whole = settings.max_counts == POSITIONS or settings.decoding.rule == TRANSFORMERS
+        if isinstance(config, Blip2LlmConfig) and not isinstance(config.llm, T5Config) and whole:
+            queries = np.full((len(ids), config.qformer.queries), -1, np.int64)
+            return np.concatenate([queries, np.where(mask > 0, ids, -1)], axis=1)
+        return np.tile(np.array(self.words.start_ids, np.int64), (len(ids), 1))
+
+
+def open_words(graphs: Graphs, cut: bool = True) -> Words:
+    """The vocabulary beside the graphs. `cut`: whether prompts are cut as the original cuts them.
+
+    Raises UserError when it is damaged, or another model's.
+    """
+    config = graphs.config
+    words: Words
+    if isinstance(config, Blip2LlmConfig):
+        longest = config.protocol.max_length if cut else None
+        words = load_words(graphs.tokenizer, config.llm.family, config.llm.vocab, longest)
+    else:
+        words = WordpieceWords.load(graphs.tokenizer, config)
+    if words.sha256 != graphs.content["tokenizer"]["sha256"]:
+        raise UserError(f"{graphs.tokenizer} is not the file that was exported: its sha256 differs. {MEND}")
+    return words
