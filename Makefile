@@ -5,6 +5,7 @@ PYTHON ?= python3
 MODEL ?= blip-demo
 CHECKPOINT ?= $(if $(filter blip2-demo,$(MODEL)),demo/blip2.safetensors,demo/weights.safetensors)
 VIT_CHECKPOINT ?=
+LLM_CHECKPOINT ?=
 TOKENIZER ?= demo/tokenizer
 OUT ?= $(if $(filter blip-demo,$(MODEL)),build,build/$(MODEL))
 IMAGES ?= $(OUT)/pictures
@@ -13,30 +14,38 @@ LABELLED ?= $(OUT)/labelled
 TEMPLATE ?= $(if $(filter blip-demo blip2-demo,$(MODEL)),a {})
 BATCHSIZE ?= 16
 K_TEST ?=
+QUESTIONS ?=
+CAPTION_OPTIONS ?= $(if $(filter blip-caption-demo,$(MODEL)),--prompt "" --max-length 40)
+ANSWER_OPTIONS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 
 # What each step is told. A step runs again when its line changes, not only when a file does.
 EXPORT_ARGS := --model $(MODEL) --checkpoint "$(CHECKPOINT)" --tokenizer "$(TOKENIZER)" \
-    $(if $(VIT_CHECKPOINT),--vit-checkpoint "$(VIT_CHECKPOINT)")
+    $(if $(VIT_CHECKPOINT),--vit-checkpoint "$(VIT_CHECKPOINT)") $(if $(LLM_CHECKPOINT),--llm-checkpoint "$(LLM_CHECKPOINT)")
 DATA_ARGS := --annotations "$(ANNOTATIONS)" --images "$(IMAGES)"
 RUN_ARGS := --batchsize $(BATCHSIZE) $(if $(K_TEST),--k-test $(K_TEST))
 LABEL_ARGS := --images "$(LABELLED)"
+CAPTION_ARGS := --batchsize $(BATCHSIZE) $(CAPTION_OPTIONS)
+ANSWER_DATA_ARGS := --images "$(IMAGES)" --questions "$(QUESTIONS)" $(if $(filter file,$(origin ANNOTATIONS)),,--annotations "$(ANNOTATIONS)")
+ANSWER_ARGS := --batchsize $(BATCHSIZE) $(ANSWER_OPTIONS)
 CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLATE)")
 
 # Mistakes that would otherwise show after minutes of work, or as a message of make about itself.
-$(foreach name,OUT CHECKPOINT VIT_CHECKPOINT TOKENIZER ANNOTATIONS IMAGES LABELLED,$(if $(word 2,$($(name))),\
+$(foreach name,OUT CHECKPOINT VIT_CHECKPOINT LLM_CHECKPOINT TOKENIZER ANNOTATIONS IMAGES LABELLED QUESTIONS,$(if $(word 2,$($(name))),\
     $(error $(name)="$($(name))" holds a space, which make cannot handle; the blip-* commands can)))
 $(if $(findstring ',$(TEMPLATE))$(findstring ",$(TEMPLATE)),$(error TEMPLATE=$(TEMPLATE) holds a quote, which make cannot handle; blip-run classify can))
-ifeq ($(filter blip-demo blip2-demo,$(MODEL)),)
+ifeq ($(filter blip-demo blip-caption-demo blip2-demo,$(MODEL)),)
 ifneq ($(findstring file,$(origin CHECKPOINT) $(origin TOKENIZER)),)
 $(error MODEL=$(MODEL) needs its own CHECKPOINT=... and TOKENIZER=...)
 endif
 endif
 
 # Without annotations of one's own the pictures are drawn.
-ifeq ($(origin ANNOTATIONS) $(origin IMAGES),file file)
+ifneq ($(QUESTIONS),)
+PICTURES :=
+else ifeq ($(origin ANNOTATIONS) $(origin IMAGES),file file)
 PICTURES := $(OUT)/pictures/test.json
 else ifneq ($(findstring file,$(origin ANNOTATIONS) $(origin IMAGES)),)
 $(error ANNOTATIONS=... and IMAGES=... go together; give both, or neither for the drawn pictures)
@@ -44,17 +53,20 @@ else
 PICTURES := $(wildcard $(ANNOTATIONS))
 endif
 
-STEPS := graphs data outputs report label-data label-outputs label-report
+STEPS := graphs data outputs report label-data label-outputs label-report \
+    caption-data caption-outputs caption-report answer-data answer-outputs answer-report
 
 # Without labelled pictures of one's own they are drawn too.
 LABELS := $(if $(filter file,$(origin LABELLED)),$(OUT)/labelled/.made.json,$(wildcard $(LABELLED) $(LABELLED)/*))
 
 # A manifest is there only when its folder is complete: make must not delete it when it is interrupted.
 .PRECIOUS: $(foreach step,$(STEPS),$(OUT)/$(step)/manifest.json) $(OUT)/pictures/test.json
-.PHONY: demo demo-blip2 test lint export data run report classify bench train train-blip2 clean help FORCE
+.PHONY: demo demo-blip2 test lint export data run report classify captions answers bench train train-blip2 clean help FORCE
 .DEFAULT_GOAL := help
 
-demo: report  ## the main job on the embedded model and drawn pictures: prints recall, writes report.html
+demo: report  ## the main job on the embedded model and drawn pictures: prints recall and captions, writes report.html
+	@if [ $(MODEL) = blip-demo ]; then $(MAKE) --no-print-directory MODEL=blip-caption-demo OUT="$(OUT)/captions" \
+	    IMAGES="$(IMAGES)" ANNOTATIONS="$(ANNOTATIONS)" captions; fi
 demo-blip2:  ## the same with BLIP-2, and zero-shot classification of drawn pictures
 	@$(MAKE) --no-print-directory MODEL=blip2-demo report classify
 test: $(READY)  ## run the tests
@@ -70,6 +82,12 @@ report: $(OUT)/report/manifest.json  ## outputs -> OUT/report: recall, report.js
 	@cat "$(OUT)/report/report.txt"; echo "$(OUT)/report/report.html"
 classify: $(OUT)/label-report/manifest.json  ## LABELLED, a folder of class folders -> OUT/label-report: top-1 and top-5
 	@cat "$(OUT)/label-report/report.txt"; echo "$(OUT)/label-report/report.html"
+captions: $(OUT)/caption-report/manifest.json  ## pictures -> OUT/caption-report: captions, and how good they are; CAPTION_OPTIONS for blip-run
+	@cat "$(OUT)/caption-report/report.txt"
+	@if [ $(MODEL) = blip-caption-demo ]; then $(BIN)/python -m demo.attributes --captions "$(OUT)/caption-outputs/captions.json"; fi
+	@echo "$(OUT)/caption-report/report.html"
+answers: $(OUT)/answer-report/manifest.json  ## QUESTIONS about IMAGES, ANNOTATIONS with their answers -> OUT/answer-report; ANSWER_OPTIONS for blip-run
+	@cat "$(OUT)/answer-report/report.txt"; echo "$(OUT)/answer-report/report.html"
 bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
 train: $(READY)  ## train the demo's weights again, into OUT/training (takes long)
@@ -77,6 +95,7 @@ train: $(READY)  ## train the demo's weights again, into OUT/training (takes lon
 train-blip2: $(READY)  ## train those of the BLIP-2 demo again
 	$(BIN)/python -m demo.train_blip2 --out "$(OUT)/training-blip2"
 clean:  ## remove what the steps wrote to OUT, and nothing else
+	@if [ -d "$(OUT)/captions" ]; then $(MAKE) --no-print-directory OUT="$(OUT)/captions" clean; rmdir "$(OUT)/captions" || true; fi
 	@for step in $(STEPS); do \
 	    if [ -f "$(OUT)/$$step/manifest.json" ]; then rm -rf "$(OUT)/$$step"; fi; \
 	    rm -rf "$(OUT)/.$$step.part" "$(OUT)/.$$step.old"; \
@@ -86,7 +105,8 @@ clean:  ## remove what the steps wrote to OUT, and nothing else
 	@rm -f "$(OUT)"/.*.args
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*##/  make \1 -/'
-	@echo 'Variables: MODEL CHECKPOINT VIT_CHECKPOINT TOKENIZER IMAGES ANNOTATIONS LABELLED TEMPLATE BATCHSIZE K_TEST OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
+	@echo 'Variables: MODEL CHECKPOINT VIT_CHECKPOINT LLM_CHECKPOINT TOKENIZER IMAGES ANNOTATIONS QUESTIONS LABELLED TEMPLATE BATCHSIZE K_TEST' \
+	    'CAPTION_OPTIONS ANSWER_OPTIONS OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -97,7 +117,7 @@ $(OUT)/pictures/test.json: $(READY) demo/shapes.py demo/scenes.py demo/captions.
 	$(BIN)/python -m demo.shapes --out "$(OUT)/pictures" --split test --count 500
 	touch "$@"
 
-$(OUT)/graphs/manifest.json: $(OUT)/.export.args $(wildcard $(CHECKPOINT) $(VIT_CHECKPOINT) $(TOKENIZER)) | $(READY)
+$(OUT)/graphs/manifest.json: $(OUT)/.export.args $(wildcard $(CHECKPOINT) $(VIT_CHECKPOINT) $(LLM_CHECKPOINT) $(TOKENIZER)) | $(READY)
 	$(BIN)/python -m export $(EXPORT_ARGS) --out "$(OUT)/graphs"
 
 $(OUT)/data/manifest.json: $(OUT)/.data.args $(OUT)/graphs/manifest.json $(PICTURES) | $(READY)
@@ -124,12 +144,35 @@ $(OUT)/label-outputs/manifest.json: $(OUT)/.classify.args $(OUT)/graphs/manifest
 $(OUT)/label-report/manifest.json: $(OUT)/label-outputs/manifest.json | $(READY)
 	$(BIN)/python -m postprocess --top1 --outputs "$(OUT)/label-outputs" --out "$(OUT)/label-report" > /dev/null
 
+$(OUT)/caption-data/manifest.json: $(OUT)/.data.args $(OUT)/graphs/manifest.json $(PICTURES) | $(READY)
+	$(BIN)/python -m preprocess caption $(DATA_ARGS) --graphs "$(OUT)/graphs" --out "$(OUT)/caption-data"
+
+$(OUT)/caption-outputs/manifest.json: $(OUT)/.caption.args $(OUT)/graphs/manifest.json $(OUT)/caption-data/manifest.json | $(READY)
+	$(BIN)/python -m runtime caption --graphs "$(OUT)/graphs" --data "$(OUT)/caption-data" --out "$(OUT)/caption-outputs" $(CAPTION_ARGS)
+	touch "$@"
+
+$(OUT)/caption-report/manifest.json: $(OUT)/caption-outputs/manifest.json | $(READY)
+	$(BIN)/python -m postprocess --captions --outputs "$(OUT)/caption-outputs" --out "$(OUT)/caption-report" > /dev/null
+
+$(OUT)/answer-data/manifest.json: $(OUT)/.questions.args $(OUT)/graphs/manifest.json $(wildcard $(QUESTIONS) $(ANNOTATIONS)) | $(READY)
+	$(BIN)/python -m preprocess vqa $(ANSWER_DATA_ARGS) --graphs "$(OUT)/graphs" --out "$(OUT)/answer-data"
+
+$(OUT)/answer-outputs/manifest.json: $(OUT)/.answer.args $(OUT)/graphs/manifest.json $(OUT)/answer-data/manifest.json | $(READY)
+	$(BIN)/python -m runtime vqa --graphs "$(OUT)/graphs" --data "$(OUT)/answer-data" --out "$(OUT)/answer-outputs" $(ANSWER_ARGS)
+	touch "$@"
+
+$(OUT)/answer-report/manifest.json: $(OUT)/answer-outputs/manifest.json | $(READY)
+	$(BIN)/python -m postprocess --vqa --outputs "$(OUT)/answer-outputs" --out "$(OUT)/answer-report" > /dev/null
+
 # Written only when the text differs, so that what depends on it stays up to date.
 $(OUT)/.export.args: ARGS = $(EXPORT_ARGS)
 $(OUT)/.data.args: ARGS = $(DATA_ARGS)
 $(OUT)/.run.args: ARGS = $(RUN_ARGS)
 $(OUT)/.labels.args: ARGS = $(LABEL_ARGS)
 $(OUT)/.classify.args: ARGS = $(CLASSIFY_ARGS)
+$(OUT)/.caption.args: ARGS = $(CAPTION_ARGS)
+$(OUT)/.questions.args: ARGS = $(ANSWER_DATA_ARGS)
+$(OUT)/.answer.args: ARGS = $(ANSWER_ARGS)
 $(OUT)/.%.args: FORCE
 	@mkdir -p "$(OUT)"
 	@printf '%s\n' '$(ARGS)' | cmp -s - "$@" || printf '%s\n' '$(ARGS)' > "$@"

@@ -34,12 +34,11 @@ def _refuse_beyond_fixed(graphs: Graphs, load: Load, writing: Writing, before: i
             raise Misuse(f"{name} was exported for prompts of {length} tokens, asked were {load.length}. Give --prompt-tokens.")
     writer = parts_of(graphs).write[-1]
     sizes = all_sizes(graphs, writer) if writer in graphs.written else {}
-    room = (
-        sizes.get(SLOTS, before + writing.new_tokens) + 2 - before
-    )  # the last word is read by nobody, and the one read needs none
-    if writing.new_tokens > room:
+    # The last of the new words is read by nobody, and the word that is read needs no slot.
+    new, room = writing.new_tokens, sizes.get(SLOTS, before + writing.new_tokens) + 2 - before
+    if new > room:
         raise Misuse(
-            f"{writing.new_tokens} new words are asked for, and {writer} was exported with room for {max(room, 0)} after {before}. "
+            f"{new} new words are asked for, and {writer} was exported with room for {max(room, 0)} after {before}. "
             "Give fewer --new-tokens, or export it with more --slots."
         )
     most = max(writing.num_beams)

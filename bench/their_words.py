@@ -1,6 +1,7 @@
 """BLIP's decoder and language models in Hugging Face transformers, float32, on our weights: `generate` with its cache.
 
-Attention is what transformers takes by itself. B pictures with a prompt each, L tokens, Q queries, E width of a word, W new words.
+Attention is what transformers takes by itself. B pictures with a prompt each, L tokens, Q queries, E width of a word, W new
+words.
 """
 
 from __future__ import annotations

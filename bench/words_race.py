@@ -23,7 +23,7 @@ from bench.peak import Peak, torch_peak
 from bench.race import Against, Say, weights_of
 from bench.table import compare_lines, library_lines, quote_line
 from bench.words import random_asked, write_words
-from models.config import Blip2LlmConfig, BlipCaptionConfig, Config
+from models.config import Blip2LlmConfig, BlipCaptionConfig, Config, GenerationConfig
 from models.errors import UserError
 from models.llm_config import words_width
 from runtime.decoders import Decoder, Seen, open_decoder, parts_of
@@ -48,6 +48,7 @@ class WordsRace:
         self._asked = random_asked(graphs, load.batchsize, load.length)
         with transformers_wanted():
             from bench.their_words import load_their_words
+        assert isinstance(graphs.config, GenerationConfig)
         files = (against.checkpoint, against.vit_checkpoint, against.llm_checkpoint)
         self._theirs, self._report = load_their_words(graphs.config, files, self._asked, load.threads)
 
@@ -59,9 +60,8 @@ class WordsRace:
         their_peak = their_peak.merged(torch_peak(threads))
         say("")
         say(f"Taking turns with {self._theirs.describe()}, {self._against.rounds} rounds, same weights.")
-        say(
-            f"{len(asked.ids)} pictures at a time, prompts of {asked.ids.shape[1]} tokens, {new} new ones, the same on both sides."
-        )
+        batch, length = asked.ids.shape
+        say(f"{batch} pictures at a time, prompts of {length} tokens, {new} new ones: the same words on both sides.")
         say("")
         for line in (*compare_lines(measured), "", quote_line(measured), *library_lines(peak, their_peak)):
             say(line)
@@ -69,7 +69,7 @@ class WordsRace:
             "compare": {
                 "with": self._theirs.describe(),
                 **weights_of(self._report),
-                "prompt_tokens": asked.ids.shape[1],
+                "prompt_tokens": length,
                 "new_tokens": new,
                 "rounds": self._against.rounds,
                 "peak": vars(their_peak),
@@ -94,7 +94,7 @@ class WordsRace:
             for past, decoder in decoders.items()
         ]
         theirs = Way(f"transformers: {self._theirs.name}", items, lambda: self._theirs.write(given, asked.ids, beams, new))
-        called = f"{work}, {'greedy' if beams == 1 else f'{beams} beams'}"
+        called = f"{work} ({'greedy' if beams == 1 else f'{beams} beams'})"
         return take_turns(called, [*ways, theirs], self._against.rounds, same_words)
 
     def _prompts(self, count: int) -> np.ndarray:

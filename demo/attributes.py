@@ -80,7 +80,8 @@ class Told:
 
 def read(caption: str) -> Told:
     """What `caption` says, as far as it is one of the five forms."""
-    found = next((match for form in FORMS if (match := form.fullmatch(caption.strip()))), None)
+    spaced = re.sub(r"\s*,\s*", " , ", caption.strip())  # decoding puts a comma to the word before it
+    found = next((match for form in FORMS if (match := form.fullmatch(spaced))), None)
     if found is None:
         return Told()
     said = {name: text for name, text in found.groupdict().items() if text is not None}

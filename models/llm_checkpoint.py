@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models import layouts
 from models.config import Blip2LlmConfig
 from models.errors import Misuse, UserError
-from models.layouts import HUGGINGFACE, MINDSPORE, WORDS, Source, has, known_as, without_copies
+from models.layouts import HUGGINGFACE, MINDSPORE, WORDS, Source, has, is_blip2, known_as, without_copies
 from models.llm_config import VICUNA, LlamaConfig, LlmConfig, OptConfig, T5Config
 from models.llm_settings import Settings, settings_of
 from models.stored import HALVES
@@ -71,6 +70,8 @@ def open_stage2(source: Source, config: Blip2LlmConfig, llm_checkpoint: Path | N
     Raises UserError when the checkpoint is of the first stage or of InstructBLIP, when it holds no language model and none is
     given, or one that is damaged; Misuse when there are two.
     """
+    if not is_blip2(source.tensors):
+        return source, []  # what it lacks is said with all the rest
     _refuse_others(source, config.llm)
     inner = {name.removeprefix(LLM): tensor for name, tensor in source.tensors.items() if name.startswith(LLM)}
     if kind_of(inner):
@@ -107,8 +108,9 @@ def open_language_model(path: Path, llm: LlmConfig) -> Source:
     return _in_order(source, weights.tensors, llm, settings)
 
 
-def kind_of(names: Mapping[str, Tensor]) -> type[LlmConfig] | None:
-    """Whose tensors have such names, without a prefix."""
+def kind_of(names: Iterable[str]) -> type[LlmConfig] | None:
+    """Whose layers have such names, without a prefix."""
+    names = [name for name in names if not known_as(name, UNUSED)]
     return next((kind for kind, pattern in LAYERS.items() if any(pattern.match(name) for name in names)), None)
 
 
@@ -123,8 +125,6 @@ def shown_kind(source: Source) -> type[LlmConfig] | None:
 
 def _refuse_others(source: Source, llm: LlmConfig) -> None:
     """What is not of the second stage, or of another one than ours."""
-    if not layouts.is_blip2(source.tensors):
-        return  # that is said with all the rest
     if source.layout == MINDSPORE:
         raise UserError(
             f"{source.path} is a checkpoint of mindformers, of which only the first stage is read. Give one of the second stage "

@@ -23,6 +23,7 @@ from runtime.embed import look_at, picture_batch, refuse_nan, text_batches
 from runtime.graphs import Graphs, read_graphs
 from runtime.onnx_session import available_provider
 from runtime.picture_input import as_list, read_pictures
+from runtime.run import refuse_model
 from runtime.session import PROVIDERS, Session, open_session
 
 
@@ -54,6 +55,7 @@ class Model:
     def __init__(self, graphs: str | Path, provider: str, threads: int | None, batchsize: int) -> None:
         """Raises Misuse for options that cannot be, UserError when the folder or the provider cannot be used."""
         engine = Engine.checked(graphs, provider, threads, batchsize)
+        refuse_model(engine.graphs, "retrieval")  # which all but those do that write
         self.graphs, self.batchsize = engine.graphs, engine.batchsize
         self._provider, self._threads = engine.provider, engine.threads
         self.config, self.tokenizer = open_graphs(Path(graphs))

@@ -182,8 +182,7 @@ def refuse_model(graphs: Graphs, task: str) -> None:
     model, tasks = MODELS[type(graphs.config)]
     if task not in tasks:
         raise UserError(
-            f"{graphs.source.folder} holds graphs of {model}, which {'do' if len(tasks) > 1 else 'does'} {', '.join(tasks)}; "
-            f"{task} wants graphs of another model."
+            f"{graphs.source.folder} holds graphs of {model}, for {', '.join(tasks)}; {task} wants graphs of another model."
         )
 
 

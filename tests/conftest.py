@@ -45,22 +45,21 @@ def atc_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
-    """Pictures and captions (chain.OWN) prepared for the graphs of TINY. Read only."""
-    return chain.prepare(tmp_path_factory.mktemp("pictures"), atc_graphs)
+def generator_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Every graph of talkative.talkative(kind) for "ort" or "atc" (generators.STATIC), written once. Read only."""
+
+    @cache
+    def exported(kind: str, target: str) -> Path:
+        options, folder = generators.STATIC if target == "atc" else (), tmp_path_factory.mktemp(f"{kind}-{target}")
+        return generators.export_generator(folder, kind, target, *options, model=talkative.talkative(kind))
+
+    return exported
 
 
 @pytest.fixture(scope="session")
-def generator_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """generator_graphs(kind, target): graphs of tests.talkative, exported when they are first asked for. Read only."""
-
-    @cache
-    def export(kind: str, target: str = "ort") -> Path:
-        options = talkative.STATIC if target == "atc" else ()
-        folder = tmp_path_factory.mktemp(f"{kind}-{target}")
-        return generators.export_generator(folder, kind, target, *options, model=talkative.talkative(kind))
-
-    return export
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
+    """Pictures and captions (chain.OWN) prepared for the graphs of TINY. Read only."""
+    return chain.prepare(tmp_path_factory.mktemp("pictures"), atc_graphs)
 
 
 @pytest.fixture

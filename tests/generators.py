@@ -15,14 +15,19 @@ from models.fit import Generator
 from tests import chain, vocabularies
 from tests.tiny import GENERATORS, random_generator
 
+# Sizes of the graphs for ATC that tests share: 2 prompts of up to 8 tokens, 3 sequences of each.
+STATIC = ("--batchsize", 2, "--beams", 3, "--length", 8)
 VOCABULARIES = {"bert": vocabularies.WORDPIECE_BLIP, "opt": vocabularies.BPE_SIZE, "t5": vocabularies.T5, "llama": 320}
 
 
 def speaking(kind: str) -> GenerationConfig:
-    """The sizes of tests.tiny.GENERATORS[kind] with as many words as the tiny vocabulary of its family has."""
+    """The sizes of tests.tiny.GENERATORS[kind] with as many words as the tiny vocabulary of its family has, and fewer layers
+    that look at pictures: each takes the exporter a second."""
     config = GENERATORS[kind]
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, depth=1))
     if isinstance(config, Blip2LlmConfig):
-        return dataclasses.replace(config, llm=dataclasses.replace(config.llm, vocab=VOCABULARIES[config.llm.family]))
+        llm = dataclasses.replace(config.llm, vocab=VOCABULARIES[config.llm.family])
+        return dataclasses.replace(config, llm=llm, qformer=dataclasses.replace(config.qformer, depth=2))
     decoder = dataclasses.replace(config.decoder, vocab=VOCABULARIES["bert"])
     if isinstance(config, BlipVqaConfig):
         return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab=VOCABULARIES["bert"]), decoder=decoder)
@@ -49,7 +54,7 @@ def write_generator(folder: Path, model: Generator) -> list[object]:
 
 def export_generator(folder: Path, kind: str, target: str = "ort", *options: object, model: Generator | None = None) -> Path:
     """blip-export of a random model (seed 0) of `kind`, one of tests.tiny.GENERATORS, to folder/graphs. Its words are those of
-    tests.vocabularies. Slow for a test (half a minute on a busy machine): call it in a session's or module's fixture."""
+    tests.vocabularies. It takes the exporter long: tests that only read share those of the fixture `generator_graphs`."""
     named = write_generator(folder / "model", model or random_generator(speaking(kind)))
     chain.done(chain.call(export.__main__.main, *named, "--out", folder / "graphs", "--target", target, *options))
     return folder / "graphs"

@@ -3,14 +3,18 @@
     python -m tests.make_checkpoint --model blip-retrieval-base-coco --out model.pth
     python -m tests.make_checkpoint --model blip2-stage1-vit-g --half --without-vit --out blip2_pretrained.pth
     python -m tests.make_checkpoint --model blip2-opt-2.7b --half --out blip2_pretrained_opt2.7b.pth
+    python -m tests.make_checkpoint --model blip2-opt-125m --vision-depth 1 --out blip2_opt125m.pth
 
 Of BLIP in the original layout: at base size the file has 1.9 GB, half of it momentum copies, as the published ones. Of BLIP-2
 in any layout: tensors are filled one by one, and memory holds them once. Of models that write words: tests.make_generator.
+What deviates from the preset, a shallower image encoder or fewer words, is written to <name>.json, for blip-export's --config.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +25,8 @@ from torch import Tensor, nn
 
 from models.blip import BlipRetrieval
 from models.blip2 import Blip2Stage1
-from models.config import CLIP, Blip2Config, Blip2LlmConfig, RetrievalConfig
+from models.config import CLIP, Blip2Config, Blip2LlmConfig, BlipVqaConfig, Config, RetrievalConfig
+from models.config_file import to_dict
 from models.conversion import Wish, convert
 from models.errors import Command, Misuse
 from models.presets import preset
@@ -126,16 +131,37 @@ def write_stage1(config: Blip2Config, out: Path, state: Mapping[str, Tensor], la
 @click.option(
     "--half", is_flag=True, help="In float16: the image encoder's matrices of BLIP-2's first stage, the language model."
 )
+@click.option("--bfloat16", is_flag=True, help="The language model in bfloat16.")
+@click.option(
+    "--vision-depth", type=click.IntRange(min=1), default=None, help="Blocks of the image encoder.  [default: the preset's]"
+)
+@click.option("--vocab", type=click.IntRange(min=1), default=None, help="Words of what writes them.  [default: the preset's]")
 @click.option(
     "--without-vit", is_flag=True, help="Of BLIP-2, the image encoder in a file of its own, <name>_vit.pth beside --out."
 )
-def main(model: str, out: Path, seed: int, momentum: bool, layout: str, half: bool, without_vit: bool) -> None:
+def main(
+    model: str,
+    out: Path,
+    seed: int,
+    momentum: bool,
+    layout: str,
+    half: bool,
+    bfloat16: bool,
+    vision_depth: int | None,
+    vocab: int | None,
+    without_vit: bool,
+) -> None:
     """Write a randomly filled checkpoint."""
     config = preset(model)
+    if vision_depth or vocab:
+        config = _changed(config, vision_depth, vocab)
+        out.with_suffix(".json").write_text(json.dumps(to_dict(config), indent=1) + "\n", "utf-8")
+    if bfloat16 and (half or not isinstance(config, Blip2LlmConfig)):
+        raise Misuse("--bfloat16 is for language models, and not with --half.")
     if not isinstance(config, RetrievalConfig):
         if layout != LAVIS or without_vit or (half and not isinstance(config, Blip2LlmConfig)):
             raise Misuse("--layout and --without-vit are for BLIP-2's first stage, --half for BLIP-2.")
-        make_generator.write(config, out, seed, half)
+        make_generator.write(config, out, seed, torch.float16 if half else torch.bfloat16 if bfloat16 else torch.float32)
     elif not isinstance(config, Blip2Config):
         if layout != LAVIS or half or without_vit:
             raise Misuse("--layout, --half and --without-vit are for BLIP-2.")
@@ -148,6 +174,21 @@ def main(model: str, out: Path, seed: int, momentum: bool, layout: str, half: bo
         write_stage1(config, out, state, layout)
     files = [file for file in out.rglob("*") if file.is_file()] if out.is_dir() else [out]
     click.echo(f"{out}: {sum(file.stat().st_size for file in files) / 1e9:.1f} GB")
+
+
+def _changed(config: Config, vision_depth: int | None, vocab: int | None) -> Config:
+    """`config` with an image encoder of so many blocks, and so many words in what writes them. Raises Misuse where words are
+    read alone."""
+    if vision_depth:
+        config = replace(config, vision=replace(config.vision, depth=vision_depth))
+    if not vocab:
+        return config
+    if isinstance(config, RetrievalConfig):
+        raise Misuse("--vocab is for models that write words.")
+    if isinstance(config, Blip2LlmConfig):
+        return replace(config, llm=replace(config.llm, vocab=vocab))
+    read = {"text": replace(config.text, vocab=vocab)} if isinstance(config, BlipVqaConfig) else {}
+    return replace(config, decoder=replace(config.decoder, vocab=vocab), **read)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Randomly filled checkpoints of the models that write words, in the forms that their authors publish them in.
 
-What tests.make_checkpoint writes of such a model. Tensors are filled one by one, and memory holds them once.
+What tests.make_checkpoint writes of such a model. Tensors are filled one by one, and memory holds them once; of a language model
+that is written, the disk holds them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +21,6 @@ from models.fit import generator_of
 from models.layouts import BLIP_COPIES
 from models.llm_checkpoint import HEAD, LLM, OPT_WORDS, PROJECTIONS, T5_WORDS, TABLES
 from models.llm_config import BAICHUAN, VICUNA, LlamaConfig, LlmConfig, OptConfig, T5Config
-from models.stored import HALVES
 from models.write_weights import write_shards
 
 State = dict[str, Tensor]
@@ -63,12 +64,22 @@ def without_encoder(state: Mapping[str, Tensor]) -> State:
     return {name: tensor for name, tensor in state.items() if not name.startswith("visual_encoder.")}
 
 
-def llm_state(llm: LlmConfig, seed: int = 1, std: float = 0.02, dtype: torch.dtype = torch.float32) -> State:
+def spilled(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The same, each mapped from a file of `folder`: of all of them the system keeps in memory what it has room for."""
+    for n, (name, tensor) in enumerate(tensors):
+        kept = torch.from_file(str(folder / f"{n}"), shared=True, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+        yield name, kept.copy_(tensor)
+
+
+def llm_state(
+    llm: LlmConfig, seed: int = 1, std: float = 0.02, dtype: torch.dtype = torch.float32, spill: Path | None = None
+) -> State:
     """A language model under the names of its published files: with tied words twice, Vicuna without [PAD], Baichuan's
-    queries, keys and values in one matrix."""
+    queries, keys and values in one matrix. With a folder to `spill` to, memory need not hold it."""
     with torch.device("meta"):
         model = language_model(llm)
-    state = dict(filled(model, seed, std, dtype))
+    tensors = filled(model, seed, std, dtype)
+    state = dict(spilled(tensors, spill) if spill else tensors)
     if isinstance(llm, OptConfig):
         return state | {HEAD: state[OPT_WORDS]}
     if isinstance(llm, T5Config):
@@ -138,9 +149,9 @@ def write_llm(folder: Path, llm: LlmConfig, state: Mapping[str, Tensor], limit: 
     return folder
 
 
-def write(config: GenerationConfig, out: Path, seed: int, half: bool, std: float = 0.02) -> None:
+def write(config: GenerationConfig, out: Path, seed: int, dtype: torch.dtype = torch.float32, std: float = 0.02) -> None:
     """Save a model of `config` as its authors do: BLIP in one file; of BLIP-2 what is trained, and beside it the image
-    encoder, <name>_vit.pth, and the language model, the folder <name>_llm (with `half` in float16)."""
+    encoder, <name>_vit.pth, and the language model, the folder <name>_llm, in `dtype`."""
     if not isinstance(config, Blip2LlmConfig):
         torch.save({"model": blip_state(config, seed, std), **TRAINING}, out)
         return
@@ -149,8 +160,8 @@ def write(config: GenerationConfig, out: Path, seed: int, half: bool, std: float
     torch.save(encoder, out.with_name(f"{out.stem}_vit.pth"))
     torch.save({"model": without_encoder(state), **TRAINING}, out)
     del state, encoder
-    dtype = HALVES[0] if half else torch.float32
-    write_llm(out.with_name(f"{out.stem}_llm"), config.llm, llm_state(config.llm, seed + 1, std, dtype))
+    with TemporaryDirectory(dir=out.parent) as folder:
+        write_llm(out.with_name(f"{out.stem}_llm"), config.llm, llm_state(config.llm, seed + 1, std, dtype, Path(folder)))
 
 
 def whole(config: Blip2LlmConfig, state: Mapping[str, Tensor], llm: Mapping[str, Tensor]) -> State:

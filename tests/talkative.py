@@ -24,8 +24,6 @@ from tests.generators import speaking
 from tests.tiny import random_generator
 
 PROMPTS, LONGEST = 5, 6  # prompts of a batch, and words of the longest
-# Of graphs with fixed axes: no divisor of what is fed, so that runs are padded. Prompts may have more words than LONGEST.
-STATIC = ("--batchsize", 2, "--beams", 5, "--slots", 24, "--length", 8)
 # Parts of a decoder by their names, and what they are multiplied by: words and places count for more, all else for less.
 SCALES = {"word_embeddings": 2.0, "position_embeddings": 4.0, "embed_positions": 4.0, "crossattention.output.dense": 0.2}
 BIASES = 0.3

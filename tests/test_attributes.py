@@ -18,6 +18,7 @@ def test_every_form_says_all() -> None:
     rng = np.random.default_rng(0)
     for scene in SCENES:
         for caption in captions(scene, rng):
+            assert read(caption.replace(" ,", ",")) == read(caption)
             found = right(read(caption), truth(scene))
             assert found == {"count": 2, "colour": 2, "shape": 2, "side": 2, "background": 1}, caption
 

@@ -30,7 +30,7 @@ from tests.their_texts import PAD, Asked, generated, image_token, their_model
 LOGITS = 1e-4  # the bound of the product
 KINDS = ("caption", "vqa", "opt", "llama", "t5")
 FIRST = {"vqa": 30, "opt": 2, "llama": 1, "t5": 0}  # what counts before the new words under the original's rule
-STOP = {"caption": 3, "vqa": 31, "opt": 57, "llama": 252, "t5": 85}  # words that texts come to sooner or later
+STOP = {"caption": 4, "vqa": 5, "opt": 38, "llama": 217, "t5": 85}  # words that texts come to sooner or later
 BLIP = ("caption", "vqa")
 THREE = ("q_proj", "k_proj", "v_proj")
 ASKED = {
@@ -244,7 +244,7 @@ def packed(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("named", ["greedy", "beams 5, penalty"])
+@pytest.mark.parametrize("named", ["greedy", "beams 3"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_way_gives_the_same_texts(speaker: Callable[[str], Speaker], kind: str, named: str) -> None:
     """With caches and without, with caches of any size and with a buffer: whole texts, to the last word that the buffer holds."""
@@ -256,5 +256,5 @@ def test_every_way_gives_the_same_texts(speaker: Callable[[str], Speaker], kind:
     assert all(len(text.ids) == room for prompt in wanted for text in prompt)
     assert words_of(found.generate(asked, found.whole)) == words_of(wanted)
     assert words_of(found.generate(asked, found.static)) == words_of(wanted)
-    with pytest.raises(UserError, match=r"buffer of \w+ is full: it was exported for 24 words\. .* with more --slots"):
+    with pytest.raises(UserError, match=r"buffer of \w+ is full: it was exported for \d+ words\. .* with more --slots"):
         found.generate(dataclasses.replace(asked, new=room + 1, least=room + 1), found.static)

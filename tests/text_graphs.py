@@ -134,7 +134,7 @@ class TorchDecoder:
     ) -> Uncached:
         assert ids.shape == mask.shape == (len(picture), ids.shape[1])
         read = {BlipCaptioner: self._caption, BlipVqa: self._answer}.get(type(self.model), self._go_on)
-        rows, ids_read, mask_read = seen[picture], torch.tensor(ids), torch.tensor(mask)
+        rows, ids_read, mask_read = seen[picture], torch.tensor(ids.copy()), torch.tensor(mask.copy())
         return Uncached(
             len(ids),
             lambda prompts, texts: read(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from models.blip2_llm import Blip2Llm
 from models.captioner import BlipCaptioner
 from models.config import Blip2LlmConfig, BlipCaptionConfig, BlipVqaConfig, GenerationConfig, TextConfig, VisionConfig
 from models.fit import Generator
-from models.llm_config import LlmConfig, OptConfig, T5Config
+from models.llm_config import LlmConfig, T5Config
 from models.stored import compute_in_float32
 from models.t5 import T5
 from models.vqa import BlipVqa
@@ -49,7 +48,6 @@ def their_generator(config: GenerationConfig, seed: int = 0, std: float = 0.2) -
         text = {**_text(config.text, config.vision), **ids}
         sizes = transformers.BlipConfig(vision_config=_vision(config.vision), text_config=text)
         model = kind(sizes)
-    model.set_attn_implementation("eager")
     fill(model, seed, std)
     for name, parameter in model.named_parameters():
         if isinstance(config, Blip2LlmConfig) and name.endswith("self_attn.qkv.bias"):
@@ -117,8 +115,8 @@ def our_logits(model: Generator, config: GenerationConfig) -> Tensor:
         ones, none = torch.ones(ROWS, 1, LENGTH, dtype=torch.int64), torch.zeros(ROWS, 1, 0, dtype=torch.int64)
         feat, start = model.image_feat(image), torch.ones(ROWS, 1, 1, dtype=torch.int64)
         if isinstance(model, BlipCaptioner):
-            past = nothing(model.cfg.decoder.depth, model.cfg.decoder.heads, model.cfg.decoder.width)
-            return model.text_decoder.next_words(ids[:, None], ones.cumsum(2) - 1, ones, past, none, model.cross_kv(feat))[0][:, 0]
+            past, cross = nothing(model.cfg.decoder.depth, model.cfg.decoder.heads, model.cfg.decoder.width), model.cross_kv(feat)
+            return model.text_decoder.next_words(ids[:, None], ones.cumsum(2) - 1, ones, past, none, cross)[0][:, 0]
         if isinstance(model, BlipVqa):
             past = nothing(model.cfg.decoder.depth, model.cfg.decoder.heads, model.cfg.decoder.width)
             cross = model.cross_kv(model.question_states(ids, ones[:, 0], feat))
@@ -149,14 +147,9 @@ def nothing(layers: int, heads: int, width: int) -> list[tuple[Tensor, Tensor]]:
     return [(empty, empty)] * layers
 
 
-def far(found: Tensor, wanted: Iterable[Any] | Tensor) -> float:
+def far(found: Tensor, wanted: Tensor) -> float:
     """The largest difference, as a part of the largest number."""
-    assert isinstance(wanted, Tensor)
     return float((found - wanted).abs().max() / wanted.abs().max())
-
-
-def is_opt(config: GenerationConfig) -> bool:
-    return isinstance(config, Blip2LlmConfig) and isinstance(config.llm, OptConfig)
 
 
 def _vision(vision: VisionConfig) -> dict[str, Any]:

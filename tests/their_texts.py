@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers.models.blip.modeling_blip_text import BlipTextModel
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from models.blip2 import LN_VISION_EPS
 from models.blip2_llm import Blip2Llm
@@ -56,13 +56,16 @@ def their_model(model: Generator, stop: int) -> Any:
     if isinstance(config, Blip2LlmConfig):
         theirs = their_blip2(config)
     elif isinstance(config, BlipVqaConfig):
-        theirs = transformers.BlipForQuestionAnswering(blip_settings(config.vision, config.decoder, config.text.width, stop))
-        # Of one size in transformers; ours are two models, of which no size is the other's.
-        asking = transformers.BlipTextConfig(**text_settings(config.text, config.vision.width, stop))
-        theirs.text_encoder = BlipTextModel(asking, add_pooling_layer=False)
+        # Transformers has one configuration for both of its texts; in ours no size of one is the other's.
+        read = transformers.BlipTextConfig(**text_settings(config.text, config.vision.width, stop))
+        said = transformers.BlipTextConfig(**text_settings(config.decoder, config.text.width, stop))
+        both = transformers.BlipConfig(vision_config=vision_settings(config.vision), text_config=said.to_dict())
+        theirs = transformers.BlipForQuestionAnswering(both)
+        theirs.text_encoder, theirs.text_decoder = BlipTextModel(read, add_pooling_layer=False), BlipTextLMHeadModel(said)
     else:
-        settings = blip_settings(config.vision, config.decoder, config.vision.width, stop)
-        theirs = transformers.BlipForConditionalGeneration(settings)
+        said = text_settings(config.decoder, config.vision.width, stop)
+        both = transformers.BlipConfig(vision_config=vision_settings(config.vision), text_config=said)
+        theirs = transformers.BlipForConditionalGeneration(both)
     missing, unexpected = theirs.load_state_dict(their_state(model), strict=False)
     assert not unexpected
     assert all(any(part in name for part in TIED) for name in missing), missing
@@ -137,10 +140,6 @@ def text_settings(text: TextConfig, seen: int, stop: int) -> dict[str, Any]:
         "sep_token_id": stop,
         "pad_token_id": PAD,
     }
-
-
-def blip_settings(vision: VisionConfig, text: TextConfig, seen: int, stop: int) -> transformers.BlipConfig:
-    return transformers.BlipConfig(vision_config=vision_settings(vision), text_config=text_settings(text, seen, stop))
 
 
 def generated(theirs: Any, model: Generator, batch: Batch, stop: int, asked: Asked) -> Theirs:
