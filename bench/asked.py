@@ -62,8 +62,9 @@ def length_asked(graphs: Graphs, length: int | None, compares: bool) -> int:
 
 def writing_asked(num_beams: str, new_tokens: int, use_past: str) -> Writing:
     """What is asked of a model that writes words. Raises Misuse for a list that is none."""
-    beams = [int(said) if said.isdecimal() and said.isascii() else 0 for said in num_beams.split(",")]
-    if not all(number in BEAMS for number in beams):
+    known = {str(number): number for number in BEAMS}
+    beams = [known.get(said, 0) for said in num_beams.split(",")]
+    if 0 in beams:
         raise Misuse(f"--num-beams is {num_beams!r:.60}; expected whole numbers from 1 to {BEAMS[-1]}, with commas between.")
     past = use_past.split(",")
     if not all(said in YES for said in past):

@@ -6,11 +6,11 @@ of beams. Graphs with fixed axes have one form, their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from models.generation_spec import BEAMS, CROSS, PAST, QUERIES, ROWS
-from models.spec import BATCH, LENGTH, GraphSpec
+from models.spec import BATCH, LENGTH, Dim, GraphSpec
 from runtime.decoders import parts_of
 from runtime.graphs import Graphs, all_sizes
 
@@ -66,12 +66,12 @@ def forms(graphs: Graphs, name: str, load: Load, writing: Writing | None) -> lis
     usual = {BATCH: load.batchsize, LENGTH: load.length}
     letters = {dim for tensor in graphs.symbolic[name].inputs for dim in tensor.shape}
     if writing is None or PAST not in letters:
-        return [Form(usual | fixed)]
+        return [Form(_of(usual | fixed, letters))]
     places = places_of(graphs, load.length)
     queries = places.before - load.length if QUERIES in letters else 0
     first = {**usual, LENGTH: places.before - queries, BEAMS: 1, ROWS: load.batchsize, PAST: 0, QUERIES: queries}
     words = [decode_sizes(places, load.batchsize, beams, writing.new_tokens // 2) for beams in writing.num_beams]
-    return [Form(first | {CROSS: places.seen}, PREFILL), *(Form(sizes, DECODE) for sizes in words)]
+    return [Form(_of(first | {CROSS: places.seen}, letters), PREFILL), *(Form(_of(sizes, letters), DECODE) for sizes in words)]
 
 
 def places_of(graphs: Graphs, prompt: int) -> Places:
@@ -87,6 +87,11 @@ def decode_sizes(places: Places, batch: int, beams: int, words: int) -> dict[str
     rows = batch * beams
     own = {BATCH: batch, BEAMS: beams} if places.apart else {BATCH: rows}
     return own | {LENGTH: 1, ROWS: rows, PAST: places.before + words, QUERIES: 0, CROSS: places.seen}
+
+
+def _of(sizes: Mapping[str, int], letters: Collection[Dim]) -> dict[str, int]:
+    """Those of the axes that a graph has."""
+    return {letter: size for letter, size in sizes.items() if letter in letters}
 
 
 def bind(spec: GraphSpec, sizes: Mapping[str, int]) -> GraphSpec:

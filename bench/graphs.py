@@ -95,7 +95,7 @@ def time_graph(graphs: Graphs, name: str, load: Load, writing: Writing | None = 
     for form, flops in zip(wanted, counted, strict=True):
         feeds = random_inputs(bind(symbolic, form.sizes), _vocab(graphs, symbolic))
         timing = time_loops(partial(session.run, **feeds), load.loops, load.warmup)
-        rows.append(Row(name, form.rows, form.sizes[LENGTH] if takes_text else None, timing, flops, form))
+        rows.append(Row(name, form.rows, form.sizes.get(LENGTH) if takes_text else None, timing, flops, form))
     return rows
 
 

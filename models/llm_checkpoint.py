@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from models.config import Blip2LlmConfig
 from models.errors import Misuse, UserError
 from models.layouts import HUGGINGFACE, MINDSPORE, WORDS, Source, has, is_blip2, known_as, without_copies
-from models.llm_config import VICUNA, LlamaConfig, LlmConfig, OptConfig, T5Config
-from models.llm_settings import Settings, settings_of
+from models.llm_config import BAICHUAN, VICUNA, LlamaConfig, LlmConfig, OptConfig, T5Config
+from models.llm_settings import Settings, refuse_lookalikes, settings_of
 from models.stored import HALVES
 from models.weights_file import is_plain, listed, read_weights, renamed
 
@@ -68,7 +68,7 @@ def open_stage2(source: Source, config: Blip2LlmConfig, llm_checkpoint: Path | N
     """A checkpoint of the second stage, its language model in order, and a second source where that lies in one of its own.
 
     Raises UserError when the checkpoint is of the first stage or of InstructBLIP, when it holds no language model and none is
-    given, or one that is damaged; Misuse when there are two.
+    given, or one that is damaged or not built here; Misuse when there are two.
     """
     if not is_blip2(source.tensors):
         return source, []  # what it lacks is said with all the rest
@@ -144,6 +144,8 @@ def _refuse_others(source: Source, llm: LlmConfig) -> None:
 
 def _in_order(source: Source, inner: Tensors, llm: LlmConfig, settings: Settings | None, resized: bool = False) -> Source:
     """`source` with the tensors `inner` of a language model, named without a prefix, as our model wants them."""
+    if settings is not None:
+        refuse_lookalikes(settings)
     kind = kind_of(inner) or type(llm)
     left = Counter(what for name in inner if (what := known_as(name, UNUSED)))
     inner = {name: tensor for name, tensor in inner.items() if not known_as(name, UNUSED)}
@@ -189,8 +191,10 @@ def _unpacked(inner: Tensors, path: Path) -> Tensors:
             continue
         if tensor.dim() != 2 or len(tensor) % 3 or not is_plain(tensor):
             raise UserError(f"{path}: {listed([name])} is {tuple(tensor.shape)}, expected three equal parts. Give another copy.")
-        thirds = zip("qkv", tensor.chunk(3), strict=True)
-        apart |= {f"{found[1]}.{part}_proj.weight": third for part, third in thirds}
+        thirds = {f"{found[1]}.{part}_proj.weight": third for part, third in zip("qkv", tensor.chunk(3), strict=True)}
+        if twice := thirds.keys() & inner.keys():
+            raise UserError(f"{path} holds {listed([min(twice)])} twice, once within {listed([name])}. Give another copy.")
+        apart |= thirds
     return apart
 
 
@@ -229,6 +233,5 @@ def _called(llm: LlmConfig) -> str:
         return "OPT, such as facebook/opt-2.7b"
     if isinstance(llm, T5Config):
         return "FlanT5, such as google/flan-t5-xl"
-    return {"vicuna": "Vicuna, such as lmsys/vicuna-7b-v1.1", "baichuan": "Baichuan, baichuan-inc/Baichuan-7B"}.get(
-        llm.family, "LLaMA, such as huggyllama/llama-7b"
-    )
+    known = {VICUNA: "Vicuna, such as lmsys/vicuna-7b-v1.1", BAICHUAN: "Baichuan-7B, baichuan-inc/Baichuan-7B"}
+    return known.get(llm.family, "LLaMA, such as huggyllama/llama-7b")

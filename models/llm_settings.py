@@ -52,7 +52,7 @@ def settings_of(path: Path, part: str | None = None) -> Settings | None:
 def check_settings(settings: Settings, llm: LlmConfig, of_blip2: bool) -> None:
     """Raises UserError when `settings` are of another model than `llm`, or of one that is not built here. `of_blip2` when they
     stand in the config.json of a whole BLIP-2: then what it runs the language model with counts."""
-    _refuse_others(settings, llm)
+    _refuse_kind(settings, llm)
     values = {**settings.values, **_rotation(settings.values)}
     wrong = []
     for key, (expected, default) in _expected(llm, of_blip2).items():
@@ -68,12 +68,10 @@ def check_settings(settings: Settings, llm: LlmConfig, of_blip2: bool) -> None:
         )
 
 
-def _refuse_others(settings: Settings, llm: LlmConfig) -> None:
-    """What looks alike and is another model."""
+def refuse_lookalikes(settings: Settings) -> None:
+    """Raises UserError when `settings` are of a model whose tensors look like those of one that is built here."""
     values, path = settings.values, settings.path
     kind = values.get("model_type")
-    if kind is not None and kind not in TYPES[llm.family]:
-        raise UserError(f"{path} is of a model of type {_shown(kind)}, expected {' or '.join(map(repr, TYPES[llm.family]))}.")
     if values.get("quantization_config") is not None:
         raise UserError(f"{path} is of a quantised model, which is not read. Give one in float32, float16 or bfloat16.")
     if kind == "baichuan" and ("z_loss_weight" in values or values.get("vocab_size") == BAICHUAN2_VOCAB):
@@ -90,6 +88,16 @@ def _refuse_others(settings: Settings, llm: LlmConfig) -> None:
         raise UserError(
             f"{path} is of T5 v1.0, which has no gated feed-forward layers and scales what reaches its head. Give FlanT5, such "
             "as google/flan-t5-xl."
+        )
+
+
+def _refuse_kind(settings: Settings, llm: LlmConfig) -> None:
+    values, path = settings.values, settings.path
+    kind = values.get("model_type")
+    if kind is not None and kind not in TYPES[llm.family]:
+        raise UserError(
+            f"{path} is of a model of type {_shown(kind)}, expected {' or '.join(map(repr, TYPES[llm.family]))}. Give the "
+            "language model of this configuration."
         )
     if isinstance(llm, T5Config) and values.get("scale_decoder_outputs", values.get("tie_word_embeddings")) is True:
         raise UserError(

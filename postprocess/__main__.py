@@ -1,48 +1,139 @@
-"""`blip-post`: outputs/ -> report/. Never runs a model."""
+"""`blip-post`: outputs/ -> report/, or a file of captions or answers -> report/. Never runs a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from models import manifest
 from models.errors import Command, Misuse, UserError
-from postprocess import classify_report, report
+from postprocess import caption_report, caption_source, classify_report, report, vqa_report, vqa_source
+from postprocess.page import Report
+from postprocess.vqa_accuracy import RULES
 
-OPTIONS = {"retrieval": "--recall", "classify": "--top1"}  # what reports the outputs of each task
+# What reports the outputs of each task.
+OPTIONS = {"retrieval": "--recall", "classify": "--top1", "caption": "--captions", "vqa": "--vqa"}
+TEXTS = ("--captions", "--vqa")
+# Which reports take an option that not all of them do.
+OF = {
+    "--keys": ("--recall",),
+    "--references": TEXTS,
+    "--subset": TEXTS,
+    "--images": TEXTS,
+    "--metrics": ("--captions",),
+    "--split": ("--captions",),
+    "--questions": ("--vqa",),
+    "--vqa-rule": ("--vqa",),
+}
+FILE = click.Path(path_type=Path)
+RUN = ""  # what --captions and --vqa are given when they stand alone: report a run
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--recall", "wants_recall", is_flag=True, help="Recall of retrieval in both directions.")
 @click.option("--top1", "wants_top1", is_flag=True, help="Accuracy of zero-shot classification.")
-@click.option("--outputs", type=click.Path(path_type=Path), default="build/outputs", help="Folder of `blip-run`.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of `blip-pre`.  [default: the one --outputs names]")
-@click.option("--out", type=click.Path(path_type=Path), default="build/report", help="Folder to write.")
+@click.option(
+    "--captions",
+    is_flag=False,
+    flag_value=RUN,
+    metavar="[RESULTS]",
+    help='BLEU, ROUGE-L, CIDEr of captions: of --outputs, or of a JSON file [{"image_id", "caption"}].',
+)
+@click.option(
+    "--vqa",
+    is_flag=False,
+    flag_value=RUN,
+    metavar="[RESULTS]",
+    help='Accuracy of answers: of --outputs, or of a JSON file [{"question_id", "answer"}].',
+)
+@click.option("--outputs", type=FILE, default="build/outputs", help="Folder of `blip-run`.")
+@click.option("--data", type=FILE, help="Folder of `blip-pre`.  [default: the one --outputs names]")
+@click.option("--out", type=FILE, default="build/report", help="Folder to write.")
 @click.option(
     "--keys",
     type=click.Choice(["blip", "ascend"]),
     show_default="blip",
     help="Names of the metrics of --recall: txt_r1 … or text_r1 …",
 )
+@click.option("--references", type=FILE, help="What people wrote or answered, a JSON file.  [default: what the data holds]")
+@click.option("--questions", type=FILE, help="VQA v2's file of questions, for their texts.")
+@click.option("--images", type=FILE, help="Folder of pictures to show with a file of results.")
+@click.option("--subset", is_flag=True, help="Count only the pictures or questions that have a result.")
+@click.option("--metrics", default=caption_report.USUAL, help=f"Of captions: some of {','.join(caption_report.METRICS)}.")
+@click.option("--split", default=caption_source.SPLIT, help="Which part of Karpathy's own file --references is.")
+@click.option("--vqa-rule", type=click.Choice(RULES), default=RULES[0], help="Whose form of the rule: README.md has both.")
 @click.option("--verify", is_flag=True, help="Check the sha256 of every file that is read.")
-def main(
-    wants_recall: bool, wants_top1: bool, outputs: Path, data: Path | None, out: Path, keys: str | None, verify: bool
-) -> None:
+def main(**given: Any) -> None:
     """Report how well a run did: a table here, report.json and a self-contained report.html in OUT."""
-    if wants_recall and wants_top1:
-        raise Misuse("--recall and --top1 are of different runs; choose the one that --outputs holds.")
-    if not wants_recall and not wants_top1:
-        raise Misuse("Nothing was asked for. Of a retrieval run: blip-post --recall; of a classification run: blip-post --top1.")
-    if wants_top1 and keys:
-        raise Misuse("--keys names the metrics of --recall; leave it out with --top1.")
-    _check_task(outputs, "--recall" if wants_recall else "--top1")
-    if wants_recall:
-        made = report.write(outputs, data, out, keys or "blip", verify)
-    else:
-        made = classify_report.write(outputs, data, out, verify)
+    asked = _asked(given)
+    named = _named()
+    for option in named & OF.keys():
+        if asked not in OF[option]:
+            raise Misuse(f"{option} belongs to {' and '.join(OF[option])}; leave it out with {asked}.")
+    results = given["captions"] if asked == "--captions" else given["vqa"] if asked == "--vqa" else RUN
+    if results == RUN:
+        if "--images" in named:
+            raise Misuse("--images shows pictures with a file of results; a run has its own. Leave it out.")
+        _check_task(given["outputs"], asked)
+    elif idle := sorted(named & {"--outputs", "--data", "--verify"}):
+        raise Misuse(f"{asked} {results} is a file of results, and {idle[0]} is of a run. Choose one of the two.")
+    if given["questions"] and not given["references"]:
+        raise Misuse("--questions has no answers. Name a file of answers with --references.")
+    made = _written(asked, Path(results) if results else None, given)
     click.echo(made.text)
     click.echo(made.page)
+
+
+def _asked(given: dict[str, Any]) -> str:
+    """The one report that is wanted."""
+    wanted = {
+        "--recall": given["wants_recall"],
+        "--top1": given["wants_top1"],
+        "--captions": given["captions"] is not None,
+        "--vqa": given["vqa"] is not None,
+    }
+    asked = [option for option, wants in wanted.items() if wants]
+    if not asked:
+        raise Misuse(
+            "Nothing was asked for. Of a retrieval run: blip-post --recall; of a classification run: blip-post --top1; of "
+            "captions: blip-post --captions; of answers: blip-post --vqa."
+        )
+    if len(asked) > 1:
+        raise Misuse(f"{' and '.join(asked)} are of different runs; choose the one that --outputs holds.")
+    return asked[0]
+
+
+def _named() -> set[str]:
+    """The options that stand in the command."""
+    context = click.get_current_context()
+    sources = ((option, context.get_parameter_source(str(option.name))) for option in context.command.params)
+    return {option.opts[0] for option, source in sources if source is ParameterSource.COMMANDLINE}
+
+
+def _written(asked: str, results: Path | None, given: dict[str, Any]) -> Report:
+    outputs, data, out, verify = (given[name] for name in ("outputs", "data", "out", "verify"))
+    references, questions, images, split = (given[name] for name in ("references", "questions", "images", "split"))
+    if asked == "--recall":
+        return report.write(outputs, data, out, given["keys"] or "blip", verify)
+    if asked == "--top1":
+        return classify_report.write(outputs, data, out, verify)
+    if asked == "--captions":
+        caption_report.chosen(given["metrics"])
+        captions = (
+            caption_source.of_file(results, references, images, split)
+            if results
+            else caption_source.of_run(outputs, data, references, split, verify)
+        )
+        return caption_report.write(captions, out, given["metrics"], given["subset"])
+    answers = (
+        vqa_source.of_file(results, references, questions, images)
+        if results
+        else vqa_source.of_run(outputs, data, references, questions, verify)
+    )
+    return vqa_report.write(answers, out, given["vqa_rule"], given["subset"])
 
 
 def _check_task(outputs: Path, option: str) -> None:

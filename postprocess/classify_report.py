@@ -21,7 +21,7 @@ from postprocess import confusion, facts, top1
 from postprocess.answers import TOP, Answers, Card, answers, card, predictions
 from postprocess.gallery import HITS, MISSES, Pictures, spread
 from postprocess.made_from import open_data
-from postprocess.page import LISTED, Report, clip, render
+from postprocess.page import LISTED, Report, plain, render
 from postprocess.top1 import Accuracy
 from preprocess.dataset import ClassifyData
 from preprocess.dataset import read_classify as read_data
@@ -146,16 +146,11 @@ def _text(
     lines += ["", f"{'Class':<{LETTERS + 2}}{'Top-1':>9}{'Pictures':>10}  Most frequent wrong answer"]
     for name, each in zip(classes, accuracy.classes, strict=True):
         rate = "–" if each.top1 is None else f"{each.top1:.2f}"
-        wrong = "–" if each.wrong is None else f"{_plain(labels[each.wrong])} ({each.wrong_pictures:,})"
-        lines.append(f"  {_plain(name):<{LETTERS}}{rate:>9}{each.pictures:>10,}  {wrong}")
+        wrong = "–" if each.wrong is None else f"{plain(labels[each.wrong], LETTERS)} ({each.wrong_pictures:,})"
+        lines.append(f"  {plain(name, LETTERS):<{LETTERS}}{rate:>9}{each.pictures:>10,}  {wrong}")
     # As mindformers logs it (r1.0 trainer/base_trainer.py, evaluate_process): not in percent.
     share = sum(each.right for each in accuracy.classes) / counts["pictures"]
     return "\n".join([*lines, "", f"Top1 Accuracy = { {'Top1 Accuracy': share} }"])
-
-
-def _plain(name: str) -> str:
-    """For a terminal, which would obey control characters."""
-    return clip("".join(letter if letter.isprintable() else "?" for letter in name), LETTERS)
 
 
 def _page(

@@ -18,10 +18,10 @@ GRAPHS = ("digest", "folder", "model", "config", "opset", "target", "precision",
 
 
 def shared(
-    run: Manifest, data: Manifest, protocol: Mapping[str, Any], broken: Sequence[Mapping[str, Any]], most_k: int
+    run: Manifest, data: Manifest | None, protocol: Mapping[str, Any], broken: Sequence[Mapping[str, Any]], most_k: int
 ) -> dict[str, Any]:
-    """Everything that does not depend on the task. `protocol` is the one that was used; a k_test beyond `most_k` has no
-    effect. To be called under `complete`."""
+    """Everything that does not depend on the task. `data` is None when the run had no data/ folder; `protocol` is the one that
+    was used; a k_test beyond `most_k` has no effect. To be called under `complete`."""
     graphs = run.content["graphs"]
     files = [graphs["checkpoint"], *filter(None, [graphs["checkpoint"].get("vit")])]  # BLIP-2's image encoder may be a file apart
     checkpoint = [{part: str(file[part]) for part in ("file", "sha256")} for file in files]
@@ -32,7 +32,7 @@ def shared(
         "timings": _rows(run.content["timings"], TIMING),
         "backend": dict(run.content["backend"]),
         "graphs": {part: graphs[part] for part in GRAPHS} | {"used": list(graphs["used"]), "checkpoint": checkpoint},
-        "data": _origin(data),
+        "data": _origin(data) if data else None,
         "outputs": _origin(run),
         "left_out": _rows(broken, LEFT_OUT),
         "versions": manifest.versions(),
@@ -40,16 +40,15 @@ def shared(
 
 
 @contextmanager
-def complete(run: Manifest, data: Manifest) -> Iterator[None]:
-    """While the two manifests are read: what they lack becomes a UserError."""
+def complete(run: Manifest, data: Manifest | None) -> Iterator[None]:
+    """While the two manifests, or the one, are read: what they lack becomes a UserError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        task = run.content["task"]
-        raise UserError(
-            f"{run.folder / manifest.NAME} or {data.folder / manifest.NAME} lacks or garbles {error}. "
-            f"Run {manifest.MADE_WITH['data']} {task} and {manifest.MADE_WITH['outputs']} {task} again."
-        ) from error
+        found = [part for part in (run, data) if part]
+        names = " or ".join(str(part.folder / manifest.NAME) for part in found)
+        again = " and ".join(f"{manifest.MADE_WITH[part.kind]} {run.content['task']}" for part in reversed(found))
+        raise UserError(f"{names} lacks or garbles {error}. Run {again} again.") from error
 
 
 def _rows(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, type]) -> list[dict[str, Any]]:

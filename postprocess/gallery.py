@@ -132,18 +132,23 @@ class Pictures:
         return (1, 1) if all(width == height for width, height in sizes) else (4, 3)
 
     def uri(self, index: int) -> str:
-        """The picture re-encoded: PNG when small, else JPEG of at most PIXELS a side."""
+        """The picture re-encoded."""
         values = np.asarray(self.data.img[index]) * self.std + self.mean  # (3, S, S), 0 .. 1
         pixels = np.nan_to_num(values * 255).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)  # (S, S, 3)
-        image, file = Image.fromarray(pixels), io.BytesIO()
-        if max(image.size) <= LOSSLESS:
-            image.save(file, "PNG", optimize=True)
-            kind = "png"
-        else:
-            image.thumbnail((PIXELS, PIXELS))
-            image.save(file, "JPEG", quality=82, optimize=True)
-            kind = "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+        return encoded(Image.fromarray(pixels))
+
+
+def encoded(image: Image.Image) -> str:
+    """An RGB picture as a data: URI: PNG when small, else JPEG of at most PIXELS a side."""
+    image, file = image.copy(), io.BytesIO()
+    if max(image.size) <= LOSSLESS:
+        image.save(file, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((PIXELS, PIXELS))
+        image.save(file, "JPEG", quality=82, optimize=True)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def spread(indices: np.ndarray, count: int) -> np.ndarray:

@@ -18,7 +18,6 @@ import numpy as np
 
 from postprocess.scored import Absent, Scored
 
-INSTALL = "Install it with: pip install pycocoevalcap"
 CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 FETCH = "python -m pycocoevalcap.spice.get_stanford_models"
 # What a Java that dies looks like from here: a broken pipe, no number where one was expected, a code, a file that is not there.
@@ -41,8 +40,8 @@ def _found(name: str, compute: Callable[[], tuple[float, list[float]] | Absent],
     try:
         found = compute()
     except ImportError as error:
-        missing = error.name or "pycocoevalcap"
-        return Absent(f"{name} needs {missing}, which is not installed. {INSTALL}")
+        missing = (error.name or "pycocoevalcap").partition(".")[0]
+        return Absent(f"{name} needs {missing}, which is not installed. Install it with: pip install {missing}")
     except DIED as error:
         return Absent(f"{name} was not computed: {_first_line(str(error)) or type(error).__name__}.")
     if isinstance(found, Absent):

@@ -35,7 +35,8 @@ def render(template: str, facts: dict[str, Any], **values: Any) -> str:
     environment.filters.update(
         clip=clip, commas="{:,}".format, percent="{:.2f}".format, figure=_figure, words=_words, label=_label
     )
-    title = Path(str(facts["graphs"]["model"])).stem  # a preset, or the file that --config named
+    # A preset, the file that --config named, or that of the results.
+    title = Path(str(facts["graphs"]["model"] if facts["graphs"] else facts["files"][0]["file"])).stem
     return environment.get_template(template).render(title=title, facts=facts, **values)
 
 
@@ -43,6 +44,11 @@ def clip(text: object, letters: int = LETTERS) -> str:
     """Printable and bounded: half a surrogate pair becomes "?", a long text ends in an ellipsis."""
     plain = str(text).encode("utf-8", "replace").decode("utf-8").strip()
     return plain if len(plain) <= letters else plain[: letters - 1].rstrip() + "…"
+
+
+def plain(text: object, letters: int = LETTERS) -> str:
+    """For a terminal, which would obey control characters."""
+    return clip("".join(letter if letter.isprintable() else "?" for letter in str(text)), letters)
 
 
 def _label(name: str) -> str:

@@ -28,7 +28,10 @@ from runtime.vqa import run_vqa
 
 FOLDER = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-STOPPING: dict[str, bool | str] = {"true": True, "false": False, NEVER: NEVER}
+TRUTH: dict[str, bool | str] = {"true": True, "false": False}
+STOPPING = {**TRUTH, NEVER: NEVER}  # early_stopping
+TRUE_OR_FALSE = ("early_stopping", "clean_prompt", "echo_prompt", "use_past")  # options that say so
+YES_OR_NO = click.Choice(list(TRUTH), case_sensitive=False)
 FILE = click.Path(path_type=Path)
 # The options of every task, named as the fields of run.Options.
 COMMON = (
@@ -58,9 +61,9 @@ WRITING = (
     click.option("--temperature", type=float, help="Divides the logits before words are drawn."),
     click.option("--seed", type=int, help="Of the words that are drawn."),
     click.option("--num-return", type=int, help="Texts for each prompt."),
-    click.option("--clean-prompt", type=bool, help="Clean the whole prompt as captions are cleaned."),
-    click.option("--echo-prompt", type=bool, help="Begin each text with its prompt."),
-    click.option("--use-past", type=bool, default=True, help="Keep what was read; false reads all again for each word."),
+    click.option("--clean-prompt", type=YES_OR_NO, help="Clean the whole prompt as captions are cleaned."),
+    click.option("--echo-prompt", type=YES_OR_NO, help="Begin each text with its prompt."),
+    click.option("--use-past", type=YES_OR_NO, default="true", help="Keep what was read; false reads all again for each word."),
 )
 
 
@@ -80,8 +83,8 @@ def writing(command: Callable[..., None]) -> Callable[..., None]:
 
 def apart(given: dict[str, Any]) -> dict[str, Any]:
     """The options of a task that writes texts, those of decoding in a dictionary of their own, where they were given."""
+    given = {name: STOPPING[value] if name in TRUE_OR_FALSE and value is not None else value for name, value in given.items()}
     asked = {name: given.pop(name) for name in OPTIONS if name in given}
-    asked["early_stopping"] = STOPPING.get(asked["early_stopping"])
     return {**given, "asked": {name: value for name, value in asked.items() if value is not None}}
 
 

@@ -124,6 +124,7 @@ class Generator:
         Raises Misuse when the lengths asked for leave no room for a new word, or when a graph has not the room for them,
         UserError when a graph of fixed length cannot take a prompt.
         """
+        check_columns(self.graphs, max(settings.decoding.num_beams, settings.decoding.num_return))
         prompts = list(dict.fromkeys(prompts))
         for _, ids, mask in self._together(prompts, settings):
             counted = self._counted(ids, mask, settings).shape[1]
@@ -134,7 +135,6 @@ class Generator:
                     f"already. The longest prompt is {max(prompts, key=len)[:60]!r}; shorten it, or give a larger --max-length."
                 )
             check_room(self.graphs, self.decoder, ids.shape[1], new, "Give a smaller --max-length")
-        check_columns(self.graphs, max(settings.decoding.num_beams, settings.decoding.num_return))
         return self._cut(prompts)
 
     def check_ranking(self, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:

@@ -228,6 +228,9 @@ def test_baichuan_is_taken_apart(tmp_path: Path) -> None:
         name = "model.layers.1.self_attn.W_pack.weight"
         save_file({**state, name: bad.contiguous()}, tmp_path / "llm" / "model.safetensors")
         assert said in refused(tmp_path, BAICHUAN_LLM)
+    both = {**state, "model.layers.1.self_attn.q_proj.weight": packed[:56].clone()}
+    save_file(both, tmp_path / "llm" / "model.safetensors")
+    assert "model.layers.1.self_attn.q_proj.weight twice, once within" in refused(tmp_path, BAICHUAN_LLM)
 
 
 def test_what_is_left_of_t5(tmp_path: Path) -> None:
@@ -301,6 +304,14 @@ def test_baichuan_13b(tmp_path: Path) -> None:
     said["model_max_length"] = said.pop("max_position_embeddings")
     (tmp_path / "llm" / "config.json").write_text(json.dumps(said))
     assert "is of Baichuan-13B, whose attention adds numbers by distance" in refused(tmp_path, BAICHUAN_LLM)
+
+
+def test_lookalikes_are_told_before_their_sizes(tmp_path: Path) -> None:
+    """Baichuan2 has the sizes of Baichuan-7B and more words: other sizes would not help."""
+    other = dataclasses.replace(BAICHUAN_LLM, vocab=80)
+    write_llm(tmp_path / "llm", other, llm_state(other))
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(llm_settings(other) | {"z_loss_weight": 0}))
+    assert "is of Baichuan2" in refused(tmp_path, BAICHUAN_LLM)
 
 
 def test_settings_that_say_nothing(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.make_generator import TRAINING, blip_state, llm_state, stage2_state, 
 from tests.tiny import TINY_CAPTION, TINY_LLAMA, TINY_OPT, TINY_T5, TINY_VQA, tiny_llm
 
 OPT = tiny_llm(TINY_OPT)
-INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00004.safetensors"
+INDEX, FIRST = "model.safetensors.index.json", "model-00001-of-00002.safetensors"
 LAYER = "model.decoder.layers.1.fc1.weight"
 
 
@@ -42,7 +42,8 @@ class Given:
         return self.root / name
 
     def load(self) -> None:
-        load_generator(self.config, self[self.main], self.vit and self[self.vit], self.llm and self[self.llm])
+        vit, llm = (self[name] if name else None for name in (self.vit, self.llm))
+        load_generator(self.config, self[self.main], vit, llm)
 
 
 Spoil = Callable[[Given], Given | None]
@@ -57,7 +58,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Given:
     torch.save({"model": whole(OPT, state, llm_state(TINY_OPT))}, root / "whole.pth")
     encoder = {name.removeprefix("visual_encoder."): t for name, t in state.items() if name.startswith("visual_encoder.")}
     torch.save(encoder, root / "vit.pth")
-    write_llm(root / "llm", TINY_OPT, llm_state(TINY_OPT), limit=30_000)
+    write_llm(root / "llm", TINY_OPT, llm_state(TINY_OPT), limit=120_000)
     write_llm(root / "one", TINY_OPT, llm_state(TINY_OPT))
     write_llm(root / "llama", TINY_LLAMA, llm_state(TINY_LLAMA))
     write_llm(root / "t5", TINY_T5, llm_state(TINY_T5))
@@ -139,7 +140,7 @@ def _gone(name: str) -> Spoil:
     return lambda given: given[name].unlink()
 
 
-BLIP = {"main": "captions.pth", "vit": None, "llm": None}
+BLIP: dict[str, str | None] = {"main": "captions.pth", "vit": None, "llm": None}
 CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "no checkpoint": (_with(main="nowhere.pth"), ("There is no checkpoint", "nowhere.pth")),
     "no folder": (_with(llm="nowhere"), ("There is no checkpoint", "nowhere")),
@@ -177,7 +178,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "a tensor lost": (_tensors(lambda s: s.pop(LAYER)), (f"{LAYER} is missing",)),
     "a tensor of another shape": (
         _tensors(lambda s: s.update({LAYER: torch.zeros(76, 55)})),
-        (f"{LAYER} is (76, 55), expected",),
+        (f"{LAYER} is (76, 55), ",),
     ),
     "whole numbers": (_tensors(lambda s: s.update({LAYER: torch.zeros(76, 56, dtype=torch.int8)})), ("holds int8",)),
     "eight bits": (_tensors(lambda s: s.update({LAYER: s[LAYER].to(torch.float8_e4m3fn)})), ("holds float8_e4m3fn",)),
@@ -212,7 +213,7 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     ),
     "BLIP for BLIP-2": (_with(**BLIP), ("captions.pth is not a checkpoint of BLIP-2's second stage",)),
     "truncated captions": (
-        lambda given: _bytes("captions.pth", cut)(dataclasses.replace(given, config=TINY_CAPTION, **BLIP)),
+        lambda given: _bytes("captions.pth", cut)(_with(config=TINY_CAPTION, **BLIP)(given) or given),
         ("captions.pth", "damaged or incomplete"),
     ),
 }
