@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.forms import Load, Writing, places_of
-from models.config import Blip2LlmConfig, GenerationConfig
+from models.config import Blip2LlmConfig, BlipVqaConfig, GenerationConfig
 from models.errors import Misuse
 from models.generation_spec import BEAMS, SLOTS
 from runtime.decoders import parts_of
@@ -11,7 +11,8 @@ from runtime.graphs import Graphs, all_sizes, fixed_sizes
 
 
 def refuse_beyond(graphs: Graphs, load: Load, writing: Writing) -> None:
-    """Raise Misuse when there are no positions, no slots or no columns for the words and beams asked for."""
+    """Raise Misuse when there are no positions, no slots or no columns for the words and beams asked for, or when graphs with
+    fixed axes are asked for what they cannot do."""
     config, before = graphs.config, places_of(graphs, load.length).before
     assert isinstance(config, GenerationConfig)
     positions = (config.llm if isinstance(config, Blip2LlmConfig) else config.decoder).positions
@@ -20,6 +21,10 @@ def refuse_beyond(graphs: Graphs, load: Load, writing: Writing) -> None:
         raise Misuse(
             f"{new} new words are asked for after {before}, and the model has positions for {positions}. "
             "Give fewer --new-tokens, or fewer --prompt-tokens."
+        )
+    if isinstance(config, BlipVqaConfig) and load.length > config.text.positions:
+        raise Misuse(
+            f"--prompt-tokens {load.length} is longer than the {config.text.positions} positions of the question encoder."
         )
     if graphs.is_static:
         _refuse_beyond_fixed(graphs, load, writing, before)

@@ -63,14 +63,13 @@ def bandwidth_lines(bandwidth: Bandwidth) -> list[str]:
 
 def compare_lines(measured: Sequence[Measured]) -> list[str]:
     """A line per way. "ours is" says how many times faster the first way of the work is, with the range of the rounds."""
-    wide = max(8, *(len(work.work) for work in measured))
-    lines = [f"{'work':<{wide}} {'way':<60} {'items':>5} {'median s':>8} {'per s':>8}  {'ours is':<22} {'differs':>7}"]
+    works, ways = max(len(work.work) for work in measured), max(len(way) for work in measured for way in work.timings)
+    lines = [f"{'work':<{works}} {'way':<{ways}} {'items':>5} {'median s':>8} {'per s':>8}  {'ours is':<22} {'differs':>7}"]
     for work in measured:
         for way, timing in work.timings.items():
             head, against = (work.work, "") if way == work.ours else ("", _against(work, way))
-            lines.append(
-                f"{head:<{wide}} {way:<60} {work.items[way]:>5} {timing.median:>8.3f} {work.rate(way):>8.2f}  {against}".rstrip()
-            )
+            line = f"{head:<{works}} {way:<{ways}} {work.items[way]:>5} {timing.median:>8.3f} {work.rate(way):>8.2f}  {against}"
+            lines.append(line.rstrip())
     return lines
 
 

@@ -90,7 +90,7 @@ class WordsRace:
             return write_words(decoder.begin(seen, asked.picture, asked.ids, asked.mask), asked, beams, new)
 
         ways = [
-            Way(f"{', '.join(names)}, {'caches kept' if past else 'without caches'}", items, partial(ours, decoder))
+            Way(f"{', '.join(names)}, {'caches kept' if past else 'no caches'}", items, partial(ours, decoder))
             for past, decoder in decoders.items()
         ]
         theirs = Way(f"transformers: {self._theirs.name}", items, lambda: self._theirs.write(given, asked.ids, beams, new))

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from export.mapped import let_go
 from export.random_inputs import random_inputs
 from export.random_scene import Model
 from export.sizes import Sizes
@@ -69,23 +70,40 @@ def measure(
     model: Model, module: nn.Module, spec: GraphSpec, path: Path, cases: Sequence[Sizes], bound: float = BOUND
 ) -> list[Parity]:
     """Compare the graph in `path` with `module`; one row per output. Raises UserError when the graph does not run."""
+    # One after the other, so that weights mapped from a file are in memory once: the model's, then the graph's.
+    runs = [_computed(model, module, spec, case, seed) for seed, case in enumerate(cases)]
+    let_go(model)
     worst = {t.name: (0.0, 0.0) for t in spec.outputs}
     try:
         session = _session(path)
-        for seed, (batch, length, others) in enumerate(cases):
-            with torch.no_grad(), compute_in_float32(model):
-                inputs = random_inputs(spec.name, model, batch, length, seed, **others)
-                wanted = module(*(inputs[t.name] for t in spec.inputs))
-            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-            found = session.run([t.name for t in spec.outputs], {name: value.numpy() for name, value in inputs.items()})
+        for inputs, wanted in runs:
+            found = session.run(list(worst), {name: value.numpy() for name, value in inputs.items()})
             for tensor, ours, theirs in zip(spec.outputs, found, wanted, strict=True):
                 worst[tensor.name] = _worse(worst[tensor.name], ours, theirs.numpy())
     except Exception as error:  # onnxruntime raises its own classes, which share no base but Exception
-        if isinstance(error, UserError) or not type(error).__module__.startswith("onnxruntime"):
+        if not type(error).__module__.startswith("onnxruntime"):
             raise
         raise UserError(f"{spec.name}: ONNX Runtime does not run the graph written: {error}") from error
     shown = " ".join(dict.fromkeys(case.shown(spec) for case in cases))
     return [Parity(spec.name, name, shown, *differences, bound) for name, differences in worst.items()]
+
+
+def refuse_beyond(rows: Sequence[Parity]) -> None:
+    """Raise UserError naming the outputs that are further from PyTorch than their bound."""
+    wrong = [row for row in rows if not row.ok]
+    if wrong:
+        listed = "; ".join(f"{r.graph}.{r.output} differs by {r.max_rel:.1e} of its largest value" for r in wrong)
+        raise UserError(f"The graphs are not the model: {listed} (bound {wrong[0].bound:.0e}). Nothing was written.")
+
+
+def _computed(
+    model: Model, module: nn.Module, spec: GraphSpec, case: Sizes, seed: int
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Random inputs by name, and what `module` makes of them."""
+    with torch.no_grad(), compute_in_float32(model):
+        inputs = random_inputs(spec.name, model, case.batch, case.length, seed, **case.others)
+        wanted = module(*(inputs[t.name] for t in spec.inputs))
+    return inputs, wanted if isinstance(wanted, tuple) else (wanted,)
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
@@ -98,14 +116,6 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
     )
-
-
-def refuse_beyond(rows: Sequence[Parity]) -> None:
-    """Raise UserError naming the outputs that are further from PyTorch than their bound."""
-    wrong = [row for row in rows if not row.ok]
-    if wrong:
-        listed = "; ".join(f"{r.graph}.{r.output} differs by {r.max_rel:.1e} of its largest value" for r in wrong)
-        raise UserError(f"The graphs are not the model: {listed} (bound {wrong[0].bound:.0e}). Nothing was written.")
 
 
 def _worse(before: tuple[float, float], found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:

@@ -92,7 +92,7 @@ def _rows(scene: Scene, sizes: Mapping[str, int], owners: Tensor, seen: Seen | N
 def _buffer(scene: Scene, sizes: Mapping[str, int], owners: Tensor, seen: Seen | None) -> tuple[dict[str, Tensor], Tensor]:
     """A buffer of S slots for each of N rows, and the mask of those filled (N, P)."""
     slots = sizes[SLOTS]
-    filled = slots if scene.seed % 2 else int(torch.randint(1, slots + 1, (), generator=scene.draw))
+    filled = slots if scene.seed % 2 or slots == 1 else int(torch.randint(1, slots, (), generator=scene.draw))
     past = random_past(scene, filled, owners, seen)
     kept = stacked(past.kept)  # (N, 2 * layers, H, P, K)
     garbage = GARBAGE * torch.randn(*kept.shape[:3], slots - filled, kept.shape[4], generator=scene.draw)

@@ -104,9 +104,11 @@ def _trace_dynamic(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...],
 
 
 def _gelu(x, approximate: str = "none"):  # type: ignore[no-untyped-def]
-    """The exact GELU in the order of operations that ONNX Runtime turns into one kernel; the exporter's own order,
-    x * (0.5 * (1 + erf)), it leaves as five passes over the widest tensor of the model. Opset 20 has an operator."""
-    assert approximate == "none"
+    """GELU, and its approximation by tanh, in the order of operations that ONNX Runtime turns into one kernel; the exporter's
+    own order, x * (0.5 * (1 + erf)), it leaves as five passes over the widest tensor of the model. Opset 20 has an operator."""
+    if approximate == "tanh":
+        inner = op.Mul(op.Add(x, op.Mul(op.Pow(x, op.Constant(value_float=3.0)), 0.044715)), math.sqrt(2.0 / math.pi))
+        return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
     return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2.0))), 1.0)), 0.5)
 
 

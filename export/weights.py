@@ -37,7 +37,7 @@ def fold(model: onnx.ModelProto, weights: Weights) -> Weights:
     """Replace the nodes of `model` that only weights lead to by their results; returns `weights` with these added.
 
     The exporters leave a transposition before every product, and the parts of a packed weight as slices of it. numpy
-    makes both without a copy.
+    makes both without a copy. Numbers in half precision are moved as they are, and widened before they are computed with.
     """
     folded, known = dict(weights), {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     left = []

@@ -149,7 +149,6 @@ ALIASES = {
     "blip2_t5/pretrain_flant5xl_vitL": "blip2-flan-t5-xl-vit-l",
     "blip2_t5/pretrain_flant5xxl": "blip2-flan-t5-xxl",
     "blip2_t5/caption_coco_flant5xl": "blip2-flan-t5-xl-coco",
-    "blip2_vicuna_instruct/vicuna7b": "blip2-vicuna-7b",
 }
 
 

@@ -80,8 +80,10 @@ def main(**given: Any) -> None:
         _check_task(given["outputs"], asked)
     elif idle := sorted(named & {"--outputs", "--data", "--verify"}):
         raise Misuse(f"{asked} {results} is a file of results, and {idle[0]} is of a run. Choose one of the two.")
-    if given["questions"] and not given["references"]:
-        raise Misuse("--questions has no answers. Name a file of answers with --references.")
+    elif Path(results).is_dir():
+        raise Misuse(f"{results} is a folder. {asked} takes a file of results; name the folder of a run with --outputs.")
+    if not given["references"] and (idle := sorted(named & {"--questions", "--split"})):
+        raise Misuse(f"{idle[0]} belongs to --references, a file of what people wrote or answered. Name one, or leave it out.")
     made = _written(asked, Path(results) if results else None, given)
     click.echo(made.text)
     click.echo(made.page)

@@ -224,7 +224,7 @@ def _page(found: Captions, judged: Judgement | None, why: str | None, said: dict
         names=[name for name in NAMES if judged and (name in judged.metrics or name in judged.absent)],
         by=BY,
         # Our own SVG, made of numbers alone: the one thing that is not escaped.
-        chart=None if judged is None else Markup(score_chart.drawing(judged.spread, BY)),
+        chart=None if judged is None else Markup(score_chart.drawing(judged.spread)),
         middle=None if scores is None else {"mean": float(scores.mean()), "median": float(np.median(scores))},
         first=cards(first),
         last=cards(last),

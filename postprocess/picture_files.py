@@ -33,11 +33,6 @@ class PictureFiles:
         """Shape of the box that pictures are shown in; the files are not opened to know theirs."""
         return 4, 3
 
-    @property
-    def lost(self) -> int:
-        """How many there is no file of."""
-        return sum(path is None for path in self.paths)
-
 
 def in_folder(folder: Path | None, ids: Sequence[Id | None]) -> PictureFiles:
     """The pictures of `folder` whose names have these ids; None: no pictures, names alone.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from postprocess.ptb_rules import ACROSS_BLANKS, CLITIC, CURLED, LETTER, NOT, OPEN_END, RULES, SYMBOL
+from postprocess.ptb_rules import ACROSS_BLANKS, CAPITALS, CLITIC, CURLED, LETTER, NOT, OPEN_END, RULES, SYMBOL
 
 # What is no word; of pycocoevalcap's list what can occur.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
@@ -30,6 +30,7 @@ DASHES = dict.fromkeys(["–", "—", "―", "\x96", "\x97", "---"], "--") | dic
 WRITTEN = SIGNS | FRACTIONS | ENTITIES | QUOTES | DASHES | dict.fromkeys("€¤₠\x80", "$")
 STRAIGHT = str.maketrans("’‘‛", "'``")
 ENDING = re.compile(f"{CLITIC}|{NOT}")
+JOINED = re.compile(CAPITALS)
 TAGGED = re.compile("<.+>")
 TOKEN = re.compile(f"[!-~]|{LETTER}|{SYMBOL}|\\d")  # of one character: what is none of these is no token
 
@@ -85,7 +86,7 @@ def _written(token: str) -> str:
         return "".join(QUOTES[sign] for sign in token)
     if ENDING.fullmatch(token):
         token = token.replace("&apos;", "'").translate(STRAIGHT)
-    elif "@" not in token and "://" not in token:
+    elif JOINED.fullmatch(token):
         token = re.sub("&(?i:amp);", "&", token)
     if not TAGGED.fullmatch(token):
         token = token.replace("(", "-lrb-").replace(")", "-rrb-")

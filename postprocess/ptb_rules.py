@@ -93,6 +93,7 @@ WITH_APOSTROPHE = (
     "(?i:e'er|c'mon|c'est|s'mores|cap'n|ev'ry|li'l|nat'l|nor'easter|o'o)",
 )
 TAG = rf"</?{TAG_NAME}(?: +(?:{TAG_NAME} *= *{QUOTED}|{TAG_NAME}|{QUOTED}| */))*[ ]*/?>|<[!?][A-Za-z-][^>\n]*>"
+CAPITALS = r"[A-Z]+(?:(?:&(?i:amp);|\+|&)[A-Z]+)+"  # AT&T
 ENTITY = "&(?i:amp|lt|gt|quot|apos|nbsp|[mn]dash);"
 OUTSIDE = r' \n"<>|(){}'  # in no address
 PATH = rf'(?:/[^ \n"<>|()]+[^{OUTSIDE}.!?,-])?'
@@ -126,7 +127,7 @@ RULES = tuple(
         r"((?:\d{1,4}[- \xa0])?\d{1,4}(?:\\?/|\u2044)\d{1,4})",
         # Words with hyphens, and capitals or words joined by other signs.
         rf"({COMPOUND})",
-        r"([A-Z]+(?:(?:&(?i:amp);|\+|&)[A-Z]+)+)",
+        rf"({CAPITALS})",
         rf"({ASCII}+(?:-[A-Za-z]+){{0,2}}(?:\\?/{ASCII}+(?:-[A-Za-z]+){{0,2}}){{1,2}})",
         r"((?i:anti|pro)-)",
         r"(-(?i:[lr][rcs]b)-|[cC]\+\+|[cC]#|[fF]#)",

@@ -197,7 +197,7 @@ def _answers(entry: dict[str, Any], where: str) -> tuple[str, ...]:
     key = next((key for key in ("answers", "answer") if key in entry), None)
     if key is None:
         raise UserError(f"{where} has no answers; expected 'answers' or 'answer', a list of texts.")
-    values = [entry[key]] if isinstance(entry[key], str) else checked_list(entry[key], f"{where}: its {key} is", "texts")
+    values = [entry[key]] if isinstance(entry[key], str) else checked_list(entry[key], f"{where}: its {key!r} is", "texts")
     texts = (part(value, "answer", f"{where}, an answer") if isinstance(value, dict) else value for value in values)
     return tuple(_result(text, where, "answer") for text in texts)
 

@@ -40,11 +40,11 @@ def by_percent(own: np.ndarray, constant: np.ndarray) -> Spread:
     return _spread(own, constant, np.arange(-5.0, 106.0, 10.0))
 
 
-def drawing(spread: Spread, unit: str) -> str:
-    """SVG: the scores as bars, those of the constant text as a line. `unit` is written below."""
+def drawing(spread: Spread) -> str:
+    """SVG: the scores as bars, those of the constant text as a line."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "scores"}):
         figure = Figure(figsize=(5.2, 3.1))
-        axes = figure.add_axes((0.1, 0.175, 0.88, 0.795))
+        axes = figure.add_axes((0.1, 0.08, 0.88, 0.89))
         axes.stairs(spread.own, spread.edges, fill=True, color=RERANKED, zorder=3)
         axes.stairs(spread.constant, spread.edges, color=CONSTANT, linewidth=1.8, zorder=4)
         axes.set_xlim(spread.edges[0], spread.edges[-1])
@@ -56,7 +56,6 @@ def drawing(spread: Spread, unit: str) -> str:
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.tick_params(length=0, pad=5)
-        axes.set_xlabel(unit)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return inline(file.getvalue()).replace(CONSTANT, PAGE)

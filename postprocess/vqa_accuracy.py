@@ -12,7 +12,7 @@ Before, answers are cleaned. Two forms of the rule are in use, and differ in wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,16 +83,16 @@ def judge(
     for question, _, own in rows:
         if not own.answers:
             raise UserError(f"Nobody answered the question {question!r}: its annotation has no answers, so nothing can be right.")
-    each = np.array([100.0 * accuracy(answer, own.answers, rule) for _, answer, own in rows], np.float64)  # (Q,)
+    values = [accuracy(answer, own.answers, rule) for _, answer, own in rows]
     asked = [own for _, _, own in rows]
     return VqaAccuracy(
         ids=[question for question, _, _ in rows],
         answers=[answer for _, answer, _ in rows],
         asked=asked,
-        each=each,
-        overall=round(float(each.mean()), DIGITS),
-        per_answer_type=_per_type(asked, each, lambda own: own.answer_type),
-        per_question_type=_per_type(asked, each, lambda own: own.question_type),
+        each=100.0 * np.array(values, np.float64),  # (Q,)
+        overall=_percent(values),
+        per_answer_type=_per_type([own.answer_type for own in asked], values),
+        per_question_type=_per_type([own.question_type for own in asked], values),
     )
 
 
@@ -139,9 +139,13 @@ def _line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _per_type(asked: Sequence[Asked], each: np.ndarray, type_of: Callable[[Asked], str | None]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for own, value in zip(asked, each.tolist(), strict=True):
-        if (kind := type_of(own)) is not None:
-            values.setdefault(kind, []).append(value)
-    return {kind: round(sum(found) / len(found), DIGITS) for kind, found in values.items()}
+def _per_type(types: Sequence[str | None], values: Sequence[float]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for kind, value in zip(types, values, strict=True):
+        if kind is not None:
+            found.setdefault(kind, []).append(value)
+    return {kind: _percent(own) for kind, own in found.items()}
+
+
+def _percent(values: Sequence[float]) -> float:
+    return round(100 * sum(values) / len(values), DIGITS)

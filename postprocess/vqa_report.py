@@ -23,7 +23,7 @@ from postprocess.constant import constant_answer
 from postprocess.gallery import HITS, MISSES, spread
 from postprocess.page import LISTED, Report, plain, render
 from postprocess.score_chart import Spread
-from postprocess.vqa_accuracy import VqaAccuracy
+from postprocess.vqa_accuracy import VqaAccuracy, clean
 from postprocess.vqa_source import Answers
 
 EXAMPLES = 5
@@ -56,6 +56,7 @@ class Card:
     number: int
     score: float | None
     people: list[tuple[str, int]]  # answers, and how many gave each; the most frequent first
+    same: frozenset[str]  # the answer, as it is and cleaned
 
 
 def write(found: Answers, out: Path, rule: str = "lavis", only_results: bool = False) -> Report:
@@ -165,13 +166,14 @@ def _page(found: Answers, judged: Judgement | None, why: str | None, said: dict[
             ("hit", "Right", np.flatnonzero(scores == 100), HITS),
         ]
     )
+
+    def card(number: int) -> Card:
+        answer = found.texts[number]
+        score = None if judged is None else float(scores[number])
+        return Card(number, score, _people(judged, number), frozenset([answer, clean(answer)]))
+
     galleries = [
-        (
-            kind,
-            title,
-            len(which),
-            [Card(n, None if judged is None else float(scores[n]), _people(judged, n)) for n in spread(which, most).tolist()],
-        )
+        (kind, title, len(which), [card(number) for number in spread(which, most).tolist()])
         for kind, title, which, most in groups
     ]
     return render(
@@ -182,7 +184,7 @@ def _page(found: Answers, judged: Judgement | None, why: str | None, said: dict[
         why=why,
         tables=[] if judged is None else [_table(judged, part, kind) for part, kind in TYPES.items()],
         # Our own SVG, made of numbers alone: the one thing that is not escaped.
-        chart=None if judged is None else Markup(score_chart.drawing(judged.spread, "Accuracy of an answer, percent")),
+        chart=None if judged is None else Markup(score_chart.drawing(judged.spread)),
         galleries=galleries,
         picture=found.picture,
         frame=found.picture.frame(),

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from models.errors import Group, ResumableCommand
+from models.errors import Group, Misuse, ResumableCommand
 from runtime.caption import Options as CaptionOptions
 from runtime.caption import run_caption
 from runtime.classify import QUERIES, run_classify
@@ -49,8 +50,10 @@ COMMON = (
 WRITING = (
     click.option("--as", "preset", type=click.Choice(AS), help="Whose defaults.  [default: blip for BLIP, lavis for BLIP-2]"),
     click.option("--num-beams", type=int, help="Texts followed at a time; 1 takes the likeliest word each time."),
-    click.option("--min-length", type=int, help="As the preset counts: README.md has the table."),
-    click.option("--max-length", type=int, help="The same."),
+    click.option(
+        "--min-length", type=int, help="Fewest words, counted as the preset counts: with the prompt, or new ones alone."
+    ),
+    click.option("--max-length", type=int, help="Most words, counted in the same way."),
     click.option("--length-penalty", type=float, help="Above 0 for longer texts, below for shorter ones; with beams."),
     click.option("--repetition-penalty", type=float, help="Above 1 against words that were there."),
     click.option("--early-stopping", type=click.Choice(list(STOPPING)), help="When a search with beams ends."),
@@ -82,7 +85,10 @@ def writing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def apart(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a task that writes texts, those of decoding in a dictionary of their own, where they were given."""
+    """The options of a task that writes texts, those of decoding in a dictionary of their own, where they were given. Raises
+    Misuse when both a folder and pictures are named."""
+    if given["images"] is not None and click.get_current_context().get_parameter_source("data") is not ParameterSource.DEFAULT:
+        raise Misuse("Both --data and --images are given; choose one.")
     given = {name: STOPPING[value] if name in TRUE_OR_FALSE and value is not None else value for name, value in given.items()}
     asked = {name: given.pop(name) for name in OPTIONS if name in given}
     return {**given, "asked": {name: value for name, value in asked.items() if value is not None}}

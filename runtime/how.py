@@ -66,9 +66,9 @@ class Ranking:
 
     def check(self, generator: Generator, prompts: Sequence[str]) -> list[str]:
         lines, count = generator.check_ranking(prompts, self.answers), len(self.answers)
-        return (
-            [*lines, f"k_test {self.k} is larger than the list: all {count:,} answers are ranked."] if self.k > count else lines
-        )
+        if self.k > count:
+            lines.append(f"k_test {self.k} is larger than the list: all {count:,} answers are ranked.")
+        return lines
 
     def answer(
         self, generator: Generator, seen: Seen, requests: Sequence[Request], on_step: Callable[[int], None]

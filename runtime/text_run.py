@@ -31,8 +31,6 @@ from runtime.rows import Row, Rows, lines_of
 from runtime.run import Data, Run, already_done, begun, identity_of
 
 REQUESTS_PER_SHARD = 64  # some tens of seconds with a captioner of base size: that much is lost at most when a run is stopped
-
-
 READERS: dict[str, Callable[[Path], CaptionOutputs | VqaOutputs]] = {CAPTION: read_caption, VQA: read_vqa}
 
 

@@ -30,7 +30,7 @@ from tests.their_texts import PAD, Asked, generated, image_token, their_model
 LOGITS = 1e-4  # the bound of the product
 KINDS = ("caption", "vqa", "opt", "llama", "t5")
 FIRST = {"vqa": 30, "opt": 2, "llama": 1, "t5": 0}  # what counts before the new words under the original's rule
-STOP = {"caption": 18, "vqa": 25, "opt": 152, "llama": 62, "t5": 4}  # words that texts come to sooner or later
+STOP = {"caption": 18, "vqa": 25, "opt": 247, "llama": 293, "t5": 137}  # words that texts come to sooner or later
 BLIP = ("caption", "vqa")
 THREE = ("q_proj", "k_proj", "v_proj")
 ASKED = {
@@ -151,7 +151,7 @@ def test_logits_of_transformers(speaker: Callable[[str], Speaker], kind: str) ->
     counted = found.counted()
     heard = Heard(found.begin(found.decoder), len(counted))
     generate(heard, counted, (STOP[kind],), options_of(asked, counted.shape[1], TRANSFORMERS))
-    assert len(heard.logits) == len(wanted.logits) == asked.new
+    assert len(heard.logits) == len(wanted.logits) > 5
     for ours, theirs in zip(heard.logits, wanted.logits, strict=True):
         going = ~np.isnan(ours).any(axis=1)
         assert going.any()

@@ -308,7 +308,7 @@ def test_comparison_of_tokens(opt: Graphs, tmp_path: Path) -> None:
     for work in compared["works"]:
         assert [way["way"] for way in work["ways"]] == [
             "llm, caches kept",
-            "llm, without caches",
+            "llm, no caches",
             "transformers: OPTForCausalLM.generate",
         ]
         assert [way["items"] for way in work["ways"]] == [10, 10, 10]  # 2 texts of 5 words
@@ -394,6 +394,11 @@ def test_weights_in_three_files(opt: Graphs, tmp_path: Path) -> None:
 def test_wrong_commands(tmp_path: Path, options: tuple[object, ...], code: int, said: str) -> None:
     graphs = write_graphs(tmp_path, "opt")
     assert said in chain.refusal(blip_bench(graphs, *options, "--no-record"), code)
+
+
+def test_a_question_longer_than_its_encoder_reads(tmp_path: Path) -> None:
+    found = chain.refusal(blip_bench(write_graphs(tmp_path, "vqa"), "--prompt-tokens", 37, "--no-record"), 2)
+    assert found == "--prompt-tokens 37 is longer than the 36 positions of the question encoder."
 
 
 @pytest.mark.parametrize(

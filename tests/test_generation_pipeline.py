@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from runtime.outputs import read_caption, read_vqa
 from runtime.pipeline import pipeline
 from tests import chain
 from tests.bad_input.table import LONGEST
-from tests.text_graphs import ANSWERS, CONFIGS, QUESTIONS, call_run, caption_data, stand_in, vqa_data, write_graphs
+from tests.text_graphs import ANSWERS, CONFIGS, QUESTIONS, call_run, caption_data, chain_of, stand_in, vqa_data
 
 BRIEF = {"num_beams": 2, "min_length": 2, "max_length": 12}
 
@@ -25,10 +26,9 @@ BRIEF = {"num_beams": 2, "min_length": 2, "max_length": 12}
 class Made:
     """Graphs of one kind and pictures; `writer` and `asker` are pipelines over them."""
 
-    def __init__(self, root: Path, kind: str) -> None:
-        self.root, self.kind, self.graphs = root, kind, write_graphs(root, kind)
-        chain.write_pictures(root, own=(1,) * 7)
-        self.paths = [root / "images" / f"{n}.png" for n in range(7)]
+    def __init__(self, root: Path, kind: str, base: Path) -> None:
+        self.root, self.kind, self.graphs = chain_of(root, kind, base), kind, root / "graphs"
+        self.paths = [root / "images" / f"{n}.png" for n in range(len(list((root / "images").iterdir())))]
 
     def writer(self, **options: Any) -> Any:
         return pipeline("image_to_text_generation", self.graphs, threads=1, **{"batchsize": 3, **BRIEF, **options})
@@ -37,15 +37,16 @@ class Made:
         return pipeline("visual-question-answering", self.graphs, threads=1, **{"batchsize": 3, **options})
 
     def run(self, task: str, *options: object) -> Path:
+        shutil.rmtree(self.root / "data", ignore_errors=True)  # of either task
         data = (caption_data if task == "caption" else vqa_data)(self.root, self.graphs)
         chain.done(call_run(task, self.graphs, self.root / "outputs", "--data", data, *options))
         return self.root / "outputs"
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Made]:
+def make(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Made]:
     stand_in(monkeypatch)
-    return lambda kind: Made(tmp_path, kind)
+    return lambda kind: Made(tmp_path, kind, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("kind", ["caption", "opt", "llama", "t5"])
@@ -151,9 +152,9 @@ def test_presets(make: Callable[[str], Made]) -> None:
     assert made.writer(preset="paddlemix")(made.paths) != made.writer(preset="lavis")(made.paths)
 
 
-def test_graphs_are_opened_once_and_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_opened_once_and_late(make: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch) -> None:
     opened = stand_in(monkeypatch)
-    made = Made(tmp_path, "caption")
+    made = make("caption")
     write = made.writer()
     assert not opened
     write(made.paths)

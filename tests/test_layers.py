@@ -31,8 +31,7 @@ MAY_IMPORT = {
     "runtime": ("runtime", "preprocess", *VOCABULARY),
     "postprocess": (
         "postprocess",
-        "preprocess.dataset",
-        "preprocess.tensors",
+        "preprocess",
         "runtime.outputs",
         "runtime.similarity",
         *VOCABULARY,

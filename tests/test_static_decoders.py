@@ -24,8 +24,9 @@ PROMPTS, BEAMS, LENGTH = 2, 3, 8  # as tests.generators.STATIC
 ROWS = PROMPTS * BEAMS
 LEFT = (np.arange(LENGTH) >= np.array([[0], [3]])).astype(np.int64)  # the mask of prompts padded on the left
 RIGHT = LEFT[:, ::-1].copy()  # of texts that an encoder reads
-# Over all kinds and steps the largest difference of logits, keys and values is 1.5e-6 of the largest value.
-CLOSE = 3e-5
+# Of the largest value. Over all steps the logits, keys and values of both forms differ by 3e-6 at most; those of T5, whose scores
+# are not scaled and multiply what is rounded, by 2.4e-5. In float64 T5's differ by 4e-15.
+CLOSE, CLOSE_OF_T5 = 1e-5, 1e-4
 
 
 class Folder:
@@ -158,7 +159,7 @@ class Both:
         assert found.shape == wanted.shape
         difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
         self.worst = max(self.worst, difference)
-        assert difference <= CLOSE
+        assert difference <= (CLOSE_OF_T5 if self.kind == "t5" else CLOSE)
 
 
 def stacked(tensors: Arrays, prefix: str) -> np.ndarray:
@@ -189,7 +190,6 @@ def until_full(both: Both) -> int:
 def test_both_forms_agree(generator_graphs: Callable[[str, str], Path], kind: str) -> None:
     both = Both(kind, Folder(generator_graphs(kind, "ort")), Folder(generator_graphs(kind, "atc")))
     assert until_full(both) > 20
-    print("XX", kind, both.worst)
 
 
 def not_reordered(buffer: Buffer, parents: np.ndarray) -> None:

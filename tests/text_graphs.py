@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ from preprocess.words import load_words
 from tests import chain, vocabularies
 from tests.generators import speaking, write_vocabulary
 from tests.tiny import random_generator
-from tests.uncached import Uncached
 
 _LLAMA = speaking("llama")
 assert isinstance(_LLAMA, Blip2LlmConfig)
@@ -109,6 +110,32 @@ def _prepared(folder: Path, graphs: Path, task: str, *options: object, pictures:
     return folder / "data"
 
 
+def chain_of(folder: Path, kind: str, base: Path) -> Path:
+    """`folder` with graphs, images and data of the model `kind`, copied from what is made once below `base`."""
+    made = base / f"chain of {kind}"
+    if not made.exists():
+        data = vqa_data if kind == "vqa" else caption_data
+        data(made, write_graphs(made, kind))
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return folder
+
+
+class Rereading:
+    """runtime.decoding.Steps over N prompts: `read` makes logits (R, V) of prompts (R,) and their new words (R, L)."""
+
+    def __init__(self, count: int, read: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        self.read, self.owner, self.texts = read, np.arange(count), np.zeros((count, 0), np.int64)
+
+    def start(self) -> np.ndarray:
+        return self.read(self.owner, self.texts)
+
+    def step(self, ids: np.ndarray, parents: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        assert (self.owner[parents] == prompts[:, None]).all()
+        self.owner = np.repeat(prompts, ids.shape[1])
+        self.texts = np.concatenate([self.texts[parents.ravel()], ids.reshape(-1, 1)], axis=1)
+        return self.read(self.owner, self.texts).reshape(*ids.shape, -1)
+
+
 class TorchDecoder:
     """runtime.decoders.Decoder of a random model. `looked` counts the pictures of each look."""
 
@@ -131,11 +158,11 @@ class TorchDecoder:
 
     def begin(
         self, seen: Tensor, picture: np.ndarray, ids: np.ndarray, mask: np.ndarray, attend_padding: bool = False
-    ) -> Uncached:
+    ) -> Rereading:
         assert ids.shape == mask.shape == (len(picture), ids.shape[1])
         read = {BlipCaptioner: self._caption, BlipVqa: self._answer}.get(type(self.model), self._go_on)
         rows, ids_read, mask_read = seen[picture], torch.tensor(ids.copy()), torch.tensor(mask.copy())
-        return Uncached(
+        return Rereading(
             len(ids),
             lambda prompts, texts: read(
                 rows[prompts], ids_read[prompts], mask_read[prompts], torch.from_numpy(texts), attend_padding

@@ -17,7 +17,7 @@ from models.captioner import BlipCaptioner
 from models.config import Blip2LlmConfig, BlipVqaConfig, TextConfig, VisionConfig
 from models.fit import Generator
 from models.huggingface import to_their_name
-from models.llm_config import LlamaConfig, OptConfig
+from models.llm_config import LlamaConfig, OptConfig, T5Config
 from models.vqa import BlipVqa
 from tests.talkative import Batch
 from tests.test_decoders import their_llama, their_opt, their_t5
@@ -103,6 +103,8 @@ def their_blip2(config: Blip2LlmConfig) -> Any:
             image_token_index=image_token(config),
         )
     )
+    if isinstance(llm, T5Config):  # a head of its own, as FlanT5 has: transformers ties the two of a new model
+        theirs.language_model.lm_head.weight = torch.nn.Parameter(torch.empty(llm.vocab, llm.width))
     theirs.vision_model.post_layernorm.eps = LN_VISION_EPS  # of the original; transformers has that of the encoder
     return theirs
 
@@ -177,7 +179,8 @@ def generated(theirs: Any, model: Generator, batch: Batch, stop: int, asked: Ask
         prefix = words.shape[1]
     else:
         words, kept, prefix = torch.cat([queries, ids], dim=1), torch.cat([looked, mask], dim=1), 1
-    out = theirs.generate(pictures, words, kept, eos_token_id=stop, pad_token_id=PAD, **options)
+    tokens = {"eos_token_id": stop, "pad_token_id": PAD, "decoder_start_token_id": PAD}
+    out = theirs.generate(pictures, words, kept, **tokens, **options)
     return taken(out, prefix, stop, asked)
 
 

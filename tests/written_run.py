@@ -27,10 +27,20 @@ PEOPLE = (
     ("A picture of a dog laying on the ground.", "The white dog lays next to the bicycle on the sidewalk."),
     ("Two birds on a wire.", "A pair of birds sit together."),
 )
-CAPTIONS = ("a woman cutting a cake with a knife", "a motorcycle parked on the street", "a white dog laying next to a bike", "soup")
+CAPTIONS = (
+    "a woman cutting a cake with a knife",
+    "a motorcycle parked on the street",
+    "a white dog laying next to a bike",
+    "soup",
+)
 # 100, 0 and 60 percent: the three questions of VQAEval's example.
 QUESTIONS: tuple[dict[str, Any], ...] = (
-    {"question": "How many birds?", "answers": ["2"] * 7 + ["two"] * 2 + ["3"], "answer_type": "number", "question_type": "how many"},
+    {
+        "question": "How many birds?",
+        "answers": ["2"] * 7 + ["two"] * 2 + ["3"],
+        "answer_type": "number",
+        "question_type": "how many",
+    },
     {"question": "Is it a dog?", "answers": ["yes"] * 10, "answer_type": "yes/no", "question_type": "is it"},
     {
         "question": "What color is it?",
@@ -139,7 +149,14 @@ def _outputs(
     folder.mkdir()
     for name, rows in files.items():
         (folder / name).write_text(json.dumps(rows), "utf-8")
-    parity = {"graph": "text_decoder", "output": "logits", "cases": "(1,) (3,)", "max_abs": 1.5e-6, "max_rel": 2e-6, "bound": 1e-4}
+    parity = {
+        "graph": "text_decoder",
+        "output": "logits",
+        "cases": "(1,) (3,)",
+        "max_abs": 1.5e-6,
+        "max_rel": 2e-6,
+        "bound": 1e-4,
+    }
     content = {
         "task": task,
         "options": {"as": "blip", "prompt": "a picture of ", "num_beams": 3, "max_length": 20, "rule": "original-blip"},

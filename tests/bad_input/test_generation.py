@@ -146,6 +146,8 @@ PROMPTS = [
     _of_three("half a paired prompt", CAPTION, ("half a character",), "--prompts", "a,\udcff,b", code=1),
     _of_three("paired and one for all", CAPTION, ("Both --prompt and --prompts are",), "--prompts", "a,b,c", "--prompt", "a"),
     _of_three("a list too short in a file", CAPTION, ("nowhere.txt",), "--prompts-file", "nowhere.txt", code=1),
+    Case("pictures and data", LLM, ("Both --data and --images are given",),
+         lambda work: ("--images", work["opt/images"] / "0.png", "--data", work["opt/data"]), 2),
     _misuse("no picture", CAPTION, ("--images is ''", "none of them blank"), "--images", ""),
     _misuse("a comma too many", CAPTION, ("none of them blank",), "--images", "a.png,"),
     Case("no such picture", CAPTION, ("nowhere.png does not exist",), options("--images", "nowhere.png")),
