@@ -107,7 +107,8 @@ def _gelu(x, approximate: str = "none"):  # type: ignore[no-untyped-def]
     """GELU, and its approximation by tanh, in the order of operations that ONNX Runtime turns into one kernel; the exporter's
     own order, x * (0.5 * (1 + erf)), it leaves as five passes over the widest tensor of the model. Opset 20 has an operator."""
     if approximate == "tanh":
-        inner = op.Mul(op.Add(x, op.Mul(op.Pow(x, op.Constant(value_float=3.0)), 0.044715)), math.sqrt(2.0 / math.pi))
+        cube = op.Pow(x, 3.0)  # type: ignore[type-var]
+        inner = op.Mul(op.Add(x, op.Mul(cube, 0.044715)), math.sqrt(2.0 / math.pi))
         return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
     return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2.0))), 1.0)), 0.5)
 

@@ -48,7 +48,7 @@ class Defaults:
     rule: str = ORIGINAL
     clean_prompt: bool = False  # the whole prompt as a caption is cleaned
     echo_prompt: bool = False  # texts begin with the prompt
-    # With do_sample alone. transformers takes the 50 likeliest words where nobody says otherwise, and BLIP and LAVIS do not.
+    # With do_sample alone. transformers draws from the 50 likeliest words unless told otherwise, and BLIP and LAVIS do not tell.
     top_k: int = 50
     top_p: float = 0.9
     sampled_penalty: float | None = None  # repetition_penalty then; None: the same
@@ -58,7 +58,7 @@ class Defaults:
 # (nucleus sampling: 0.9, 1.1), models/blip_vqa.py (3 beams, 10, 1). LAVIS has the same in projects/blip/eval; its task of
 # captions hands BLIP penalties that BLIP's `generate` does not take, so there is nothing else to follow.
 _BLIP_CAPTION = Defaults("a picture of ", 3, 20, 5, rule=ORIGINAL_BLIP, sampled_penalty=1.1)
-_BLIP_VQA = Defaults(PLACE, 3, 10, 1, rule=ORIGINAL_BLIP, sampled_penalty=1.1)
+_BLIP_VQA = Defaults(PLACE, 3, 10, 1, rule=ORIGINAL_BLIP)
 # mindformers: configs/blip2/*_image_to_text_generation.yaml and the scripts of its model card: 32 queries and 32 tokens of
 # text, no beams. Its text generator returns the prompt with the text. Where it prepares data, CaptionTransform cleans the
 # prompt together with the caption; its pipeline hands the prompt on as it is, which is clean_prompt False.

@@ -13,7 +13,6 @@ import numpy as np
 from models.errors import UserError
 from models.generation_spec import BEAMS, SLOTS
 from models.spec import BATCH
-from runtime.batches import slices
 from runtime.session import Session
 
 
@@ -70,9 +69,9 @@ class SlotGraph:
         words = np.zeros(len(self._kept), np.int64)
         words[rows] = ids
         positions = self._seen.sum(axis=1)
-        for part in slices(0, count * self._columns, self._rows):
-            part = slice(part.start, part.start + self._rows)
-            prompts = slice(part.start // self._columns, part.start // self._columns + self._prompts)
+        for start in range(0, count * self._columns, self._rows):
+            part = slice(start, start + self._rows)
+            prompts = slice(start // self._columns, start // self._columns + self._prompts)
             found = self._session.run(
                 text_ids=words[part].reshape(*self._shape, 1),
                 positions=positions[part].reshape(*self._shape, 1),

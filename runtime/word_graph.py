@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnxruntime import OrtValue
 
-from models.generation_spec import BEAMS
+from models.generation_spec import BEAMS, PAST, ROWS
 from runtime.begun import Begun, counted_before
 from runtime.bound import Bound, rows_of
 from runtime.onnx_session import OnnxBackend
@@ -36,8 +36,8 @@ class WordGraph:
 
     def nothing(self, rows: int) -> list[OrtValue]:
         """A past of no words: (R, H, 0, K) of every layer."""
-        shapes = [tensor.bind(rows, 0, R=rows, P=0).shape for tensor in self._past]
-        return [OrtValue.ortvalue_from_numpy(np.empty([int(dim) for dim in shape], np.float32)) for shape in shapes]
+        tensors = [tensor.bind(rows, 0, **{ROWS: rows, PAST: 0}) for tensor in self._past]
+        return [OrtValue.ortvalue_from_numpy(np.empty([int(dim) for dim in t.shape], t.dtype)) for t in tensors]
 
     def leave(self, prompts: np.ndarray) -> None:
         """Go on with these prompts alone (B,), all of them still going."""

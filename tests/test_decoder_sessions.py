@@ -1,6 +1,6 @@
 """Sessions of decoders, word by word: what they say is what the PyTorch model says, whatever is kept and wherever.
 
-Over all kinds and ways the largest difference of logits is 8e-6 of the largest logit (about 10).
+Over all kinds and ways the largest difference of logits is 2e-6 of the largest logit, of T5 5.5e-6.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.tiny import GENERATORS
 
 KINDS = tuple(GENERATORS)
 WAYS = ("dynamic", "whole", "static")
-CLOSE = 3e-5  # of the largest logit
+CLOSE = 2e-5  # of the largest logit
 SEQUENCES = 3  # of a prompt; as many as the static graphs take
 GOING = ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 2, 3, 4], [2, 4], [2, 4], [4])  # prompts at each step
 LANGUAGE_MODELS = ("opt", "opt-350m", "llama")  # which look at nothing beside the words

@@ -1,7 +1,8 @@
 """Whole texts over exported graphs in ONNX Runtime: word for word those of transformers, and of an independent search.
 
-Random models whose texts vary; prompts of unequal length in one batch, two of them about one picture. Largest differences
-measured, of logits up to 6: 6e-6 (from transformers, and from the float64 Baichuan).
+Random models whose texts vary; prompts of unequal length in one batch, two of them about one picture. Largest difference
+measured, of logits up to 11: 1.5e-5 from transformers (T5, whose scores are not scaled: 6.2e-5), 8.5e-6 from the float64
+Baichuan; of scores 1e-6 of the score.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.talkative import Batch, Truth, batch_for, first_word, talkative
 from tests.their_texts import PAD, Asked, generated, image_token, their_model
 
 LOGITS = 1e-4  # the bound of the product
+SCORE = 1e-5  # of the score
 KINDS = ("caption", "vqa", "opt", "llama", "t5")
 FIRST = {"vqa": 30, "opt": 2, "llama": 1, "t5": 0}  # what counts before the new words under the original's rule
 STOP = {"caption": 18, "vqa": 25, "opt": 247, "llama": 293, "t5": 137}  # words that texts come to sooner or later
@@ -141,7 +143,7 @@ def test_transformers(speaker: Callable[[str], Speaker], kind: str, named: str) 
     texts = found.generate(asked)
     assert words_of(texts) == wanted.texts
     if asked.beams > 1:
-        np.testing.assert_allclose([[text.score for text in prompt] for prompt in texts], wanted.scores, rtol=0, atol=1e-4)
+        np.testing.assert_allclose([[text.score for text in prompt] for prompt in texts], wanted.scores, rtol=SCORE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,7 +178,7 @@ def test_the_original(speaker: Callable[[str], Speaker], kind: str, named: str) 
     assert_worth_comparing([[tuple(text.ids) for text in prompt] for prompt in wanted])
     assert words_of(texts) == [[tuple(text.ids) for text in prompt] for prompt in wanted]
     scores = [[text.score for text in prompt] for prompt in texts]
-    np.testing.assert_allclose(scores, [[text.score for text in prompt] for prompt in wanted], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(scores, [[text.score for text in prompt] for prompt in wanted], rtol=SCORE)
 
 
 def parts(spoken: Speaker) -> list[tuple[Batch, list[int]]]:

@@ -64,7 +64,7 @@ DECODED = [
     decoding(1, 3, 1, 1, 0, 0, QUERIES),
     decoding(4, 1, 1, 1, 12, 0, 9),
     decoding(2, 2, 5, 11, 1, 0, 1),
-    decoding(1, 1, 1, 6, 30, 0, 40),
+    decoding(1, 1, 1, 6, 30, 0, 30),
     decoding(3, 32, 1, 3, 0, QUERIES, 35),
 ]
 READ = [Sizes(1, 1), Sizes(1, 2), Sizes(1, 32), Sizes(7, 5)]
