@@ -84,13 +84,20 @@ class Truth:
     def __init__(self, model: Generator, batch: Batch, attend_padding: bool = False) -> None:
         """`attend_padding`: look at the states of a question's padding, too."""
         self.model, self.first, feat = model, first_word(model), model.image_feat(torch.from_numpy(batch.pictures))
-        self.prompts = []
+        self.prompts: list[tuple[Tensor, list[KeysValues] | Tensor]] = []
+        self.said: dict[tuple[int, ...], np.ndarray] = {}
         for row, mask, seen in zip(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), feat[batch.picture], strict=True):
             kept = torch.ones_like(mask) if attend_padding else mask
             self.prompts.append(self._read(row[None, kept > 0], mask[None, kept > 0], seen[None]))
 
     def logits(self, prompt: int, new: Sequence[int]) -> np.ndarray:
-        """(V,) of the word after prompt number `prompt` and the words `new`."""
+        """(V,) of the word after prompt number `prompt` and the words `new`; what was asked before is not computed again."""
+        asked = (prompt, *new)
+        if asked not in self.said:
+            self.said[asked] = self._logits(prompt, new)
+        return self.said[asked]
+
+    def _logits(self, prompt: int, new: Sequence[int]) -> np.ndarray:
         words, looked_at = self.prompts[prompt]
         ids = torch.cat([words, torch.tensor(new, dtype=torch.int64)[None]], dim=1)
         if isinstance(looked_at, list):

@@ -129,20 +129,20 @@ def test_prompts_and_templates(make: Callable[[str], Made]) -> None:
 def test_every_option_of_a_call_counts(make: Callable[[str], Made]) -> None:
     """mindformers takes top_k and its like in a call and drops them."""
     made = make("opt")
-    plain = {"num_beams": 2, "max_length": 14, "min_length": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
-    drawn = {"num_beams": 1, "do_sample": True, "max_length": 14, "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0}
-    write = made.writer()
+    plain = {"num_beams": 2, "max_length": 9, "min_length": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
+    drawn = {"num_beams": 1, "do_sample": True, "max_length": 9, "repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0}
+    write, pictures = made.writer(), made.paths[:3]
     for base, changes in (
         (plain, [{"num_beams": 5}, {"max_length": 5}, {"repetition_penalty": 3.0}, {"prompt": "the"}]),
         (drawn, [{"top_k": 3}, {"top_p": 0.3}, {"temperature": 5.0}, {"seed": 1}, {"num_return": 2}]),
     ):
-        found = write(made.paths, **base)
-        assert write(made.paths, **base) == found
+        found = write(pictures, **base)
+        assert write(pictures, **base) == found
         for change in changes:
-            assert write(made.paths, **{**base, **change}) != found, change
-        assert made.writer(**base)(made.paths) == found
-        assert made.writer(**{**base, **changes[0]})(made.paths) != found
-    assert write(made.paths, **{**drawn, "top_k": 1}) == write(made.paths, num_beams=1, max_length=14, repetition_penalty=1.0)
+            assert write(pictures, **{**base, **change}) != found, change
+        assert made.writer(**base)(pictures) == found
+        assert made.writer(**{**base, **changes[0]})(pictures) != found
+    assert write(pictures, **{**drawn, "top_k": 1}) == write(pictures, num_beams=1, max_length=9, repetition_penalty=1.0)
     short = made.asker(preset="paddlemix")(made.paths[0], "two?", max_length=2)
     assert short != made.asker(preset="paddlemix")(made.paths[0], "two?")
 

@@ -14,7 +14,14 @@ from models.spec import TensorSpec, graph_specs
 from tests.commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-TABLES = ("blip-retrieval-base-coco", "blip2-stage1-vit-g", "blip-caption-base", "blip-vqa-base", "blip2-opt-2.7b", "blip2-flan-t5-xl")
+TABLES = (
+    "blip-retrieval-base-coco",
+    "blip2-stage1-vit-g",
+    "blip-caption-base",
+    "blip-vqa-base",
+    "blip2-opt-2.7b",
+    "blip2-flan-t5-xl",
+)
 STATIC_TABLES = ("blip-caption-base", "blip2-opt-2.7b")
 LAYER = re.compile(r"\.(\d+)\.(key|value)$")  # of a tensor that is there once a layer: shown for layer n
 README = (ROOT / "README.md").read_text("utf-8")

@@ -117,15 +117,17 @@ class Both:
         if not self.looks:
             first = self.static.run("llm_prefill", self.seen[1] | text)
             self.compare(first["logits"], logits)
-            self.compare(first["present"], stacked(found, "present"))
+            counts = self.mask[:, None, None, :, None]
+            self.compare(first["present"] * counts, stacked(found, "present") * counts)
             self.buffer.write(first["present"].repeat(BEAMS, axis=0), self.mask.repeat(BEAMS, axis=0))
             return
         for n in range(LENGTH):
             word = {"text_ids": ids[:, n], "positions": places[:, n]}
             said = self.say({name: value.repeat(BEAMS) for name, value in word.items()}, mask[:, n].repeat(BEAMS))
         self.compare(said, logits.repeat(BEAMS, axis=0))
-        written = self.buffer.kept[:, :, :, :LENGTH] * self.buffer.mask[:, None, None, :LENGTH, None]
-        self.compare(written, stacked(found, "present").repeat(BEAMS, axis=0) * self.buffer.mask[:, None, None, :LENGTH, None])
+        counts = self.buffer.mask[:, None, None, :LENGTH, None]
+        wanted = stacked(found, "present").repeat(BEAMS, axis=0)
+        self.compare(self.buffer.kept[:, :, :, :LENGTH] * counts, wanted * counts)
 
     def step(self, ids: np.ndarray, parents: np.ndarray) -> None:
         """Words (N,), each after row `parents` (N,) of the call before."""
