@@ -18,7 +18,7 @@ from models.spec import graph_specs
 
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.option(
-    "--model", default=None, help=f"Preset: {', '.join(presets.PRESETS)}; or a name of mindformers: {', '.join(presets.ALIASES)}."
+    "--model", default=None, help=f"Preset: {', '.join(presets.PRESETS)}; or what others call them: {', '.join(presets.ALIASES)}."
 )
 @click.option(
     "--config",

@@ -77,7 +77,7 @@ class Protocol:
 STAGE1 = Protocol(max_words=50, encode_token="[CLS]", k_test=128)  # BLIP-2's
 CAPTIONS = Protocol(max_words=50, max_length=40)  # max_length: of the prompt
 ANSWERS = Protocol(max_words=50, k_test=128)  # max_length: of the question; k_test: answers that are ranked
-STAGE2 = Protocol(max_words=50, max_length=32, encode_token="[CLS]")  # max_length: of the prompt; T5's is not cut
+STAGE2 = Protocol(max_words=50, max_length=32, encode_token="[CLS]")  # max_length: of the prompt
 
 
 @dataclass(frozen=True)

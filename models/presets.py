@@ -49,7 +49,9 @@ BAICHUAN_7B = dataclasses.replace(LLAMA_7B, vocab=64000, positions=4096, family=
 FLAN_T5_XL = T5Config(vocab=32128, width=2048, depth=24, heads=32, head_width=64, ffn=5120)
 FLAN_T5_XXL = T5Config(vocab=32128, width=4096, depth=24, heads=64, head_width=64, ffn=10240)
 VICUNA_PROTOCOL = dataclasses.replace(STAGE2, max_length=128)  # salesforce/LAVIS models/blip2_models/blip2_vicuna_instruct.py
-T5_PROTOCOL = dataclasses.replace(STAGE2, max_length=512)  # LAVIS does not cut FlanT5's prompts
+T5_PROTOCOL = dataclasses.replace(
+    STAGE2, max_length=512
+)  # LAVIS cuts none of FlanT5's prompts; this is what FlanT5 was trained with
 
 # Trained from nothing on the drawn pictures of demo/shapes.py; the vocabulary is demo/tokenizer/vocab.txt.
 BLIP_DEMO = BlipConfig(

@@ -64,7 +64,12 @@ RUN = ""  # what --captions and --vqa are given when they stand alone: report a 
 @click.option("--subset", is_flag=True, help="Count only the pictures or questions that have a result.")
 @click.option("--metrics", default=caption_report.USUAL, help=f"Of captions: some of {','.join(caption_report.METRICS)}.")
 @click.option("--split", default=caption_source.SPLIT, help="Which part of Karpathy's own file --references is.")
-@click.option("--vqa-rule", type=click.Choice(RULES), default=RULES[0], help="Whose form of the rule: README.md has both.")
+@click.option(
+    "--vqa-rule",
+    type=click.Choice(RULES),
+    default=RULES[0],
+    help="Whose form of the official rule: LAVIS's cleans the answer and little of what people said, the later one both.",
+)
 @click.option("--verify", is_flag=True, help="Check the sha256 of every file that is read.")
 def main(**given: Any) -> None:
     """Report how well a run did: a table here, report.json and a self-contained report.html in OUT."""

@@ -116,7 +116,7 @@ def classify(
     "--annotations", type=FOLDER, help="Which of them, and captions: a list of BLIP, COCO's, Karpathy's or Flickr8k's file."
 )
 @click.option("--split", show_default="test", help="Which part of Karpathy's own file or Flickr8k's; the others have no parts.")
-@click.option("--prompts", type=FOLDER, help="Text with a prompt in each line, one for each picture.")
+@click.option("--prompts-file", "prompts", type=FOLDER, help="Text with a prompt in each line, one for each picture.")
 @GRAPHS
 @OUT
 @LAYOUT

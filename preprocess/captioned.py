@@ -87,7 +87,7 @@ def read_captioned(
     own = [entry.prompt for entry in entries if entry.prompt is not None]
     if prompts:
         if own:
-            raise Misuse(f"Both --prompts and {where} give prompts; choose one of them.")
+            raise Misuse(f"Both --prompts-file and {where} give prompts; choose one of them.")
         own = read_prompts(prompts)
         if len(own) != len(entries):
             raise UserError(f"{prompts} holds {len(own):,} prompts for {len(entries):,} pictures of {where}; expected one each.")

@@ -181,7 +181,7 @@ def caption(**given: Any) -> None:
 )
 @click.option("--answer-list", type=FILE, help="JSON list of the answers to choose from.  [default: the data's]")
 @click.option("--k-test", type=COUNT, help="Answers of the list that are ranked for a question.  [default: the model's]")
-@click.option("--attend-padding", is_flag=True, help="BLIP: look at the padding of questions, as the original's generate does.")
+@click.option("--attend-padding", is_flag=True, help="BLIP that generates: look at questions' padding, as the original does.")
 @writing
 def vqa(**given: Any) -> None:
     """Answer the questions about each picture."""

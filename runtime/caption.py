@@ -18,7 +18,7 @@ from runtime.how import Writing
 from runtime.listed import Listed, list_pictures
 from runtime.onnx_session import available_provider
 from runtime.outputs import CAPTION, CAPTIONS
-from runtime.prompts import caption_prompt, listed, paired
+from runtime.prompts import caption_prompt, paired, split_at_commas
 from runtime.rows import Row
 from runtime.run import refuse_mixed, refuse_model
 from runtime.text_run import Job, reader, run_texts
@@ -85,7 +85,7 @@ def prompts_of(options: Options, settings: Settings, data: CaptionData | Listed)
     if options.prompts is not None:
         if options.images is None:
             raise Misuse("--prompts goes with --images. For the pictures of a data folder give --prompts-file, or --prompt.")
-        return paired(count, listed(options.prompts), "prompts")
+        return paired(count, split_at_commas(options.prompts), "prompts", parted=True)
     if options.prompts_file is not None:
         texts = read_prompts(options.prompts_file)
         if len(texts) != count:

@@ -55,7 +55,7 @@ class Decoder(Protocol):
                 where an answer depends on the longest question of its batch.
 
         Raises:
-            UserError: a prompt longer than the graphs take.
+            UserError: a prompt longer than the graphs take, or one without a token where the decoder goes on from the last.
         """
 
 
@@ -117,7 +117,7 @@ class GraphDecoder:
     def __init__(self, graphs: Graphs, parts: Parts, engine: Engine) -> None:
         self._parts, self._engine = parts, engine
         self._inputs = {name: [tensor.name for tensor in spec.inputs] for name, spec in graphs.symbolic.items()}
-        self._longest = graphs.config.protocol.max_length
+        self._longest, self._static = graphs.config.protocol.max_length, graphs.is_static
 
     @property
     def capacity(self) -> int | None:
@@ -139,6 +139,11 @@ class GraphDecoder:
 
     def begin(self, seen: Seen, picture: np.ndarray, ids: np.ndarray, mask: np.ndarray, attend_padding: bool = False) -> Steps:
         parts = self._parts
+        if parts.read is None and not mask.any(axis=1).all() and (self._static or mask.shape[1]):
+            raise UserError(
+                "A prompt has no token, and the decoder goes on from the last one. Give it a word; with graphs of --target ort "
+                "prompts without any can also be written on by themselves."
+            )
         found = {name: self._engine.rows(value, picture) for name, value in seen.values.items()}
         if parts.read:
             texts: dict[str, Value] = {"text_ids": ids, "text_atten_mask": mask}

@@ -35,8 +35,8 @@ class ImageToTextGeneration:
         write(["1.jpg", {"image": "2.jpg", "prompt": "a photo of"}], num_beams=5)   # ["two cats", "a red car"]
 
     One picture gives a text, a list of pictures a list of texts; with num_return above 1 each text is a list of texts, the best
-    first. Inputs and names are mindformers'; there top_k and its like are accepted and lost, here they count, and max_length is
-    that of the text, not of the prompt.
+    first. Inputs and names are mindformers'; there top_k and its like are accepted and lost, here they count. Lengths are
+    counted as the preset counts (runtime.generation_presets).
     """
 
     def __init__(self, engine: Engine, preset: str | None = None, use_past: bool = True, **options: Any) -> None:
@@ -110,7 +110,7 @@ class VisualQuestionAnswering:
         """
         Args:
             preset, use_past, options: as ImageToTextGeneration's; the option `prompt` is a template with {} for the question.
-            answer_list: answers to choose from, which BLIP ranks.
+            answer_list: answers to choose from, which BLIP ranks; where nothing is ranked, it and k_test are refused.
             inference: "generate" or "rank"; None ranks where the model can and there is a list.
             k_test: how many answers of the list are ranked for a question; None takes the model's.
         """

@@ -26,6 +26,7 @@ from runtime.outputs import CAPTION, LAVIS, MINDFORMERS, VQA
 BLIP, PADDLEMIX = "blip", "paddlemix"
 AS = (BLIP, LAVIS, PADDLEMIX, MINDFORMERS)
 IDS, NEW, POSITIONS = "ids", "new", "positions"
+COUNTED = {IDS: "the ids before the new words and these", NEW: "the new words", POSITIONS: "queries, prompt and new words"}
 PLACE = "{}"  # where a template takes the question
 MED = "med"  # BLIP's own decoder, beside the families of language models
 

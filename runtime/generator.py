@@ -22,11 +22,13 @@ from runtime.batches import slices
 from runtime.decode import generate
 from runtime.decoders import Decoder, Seen, open_decoder
 from runtime.decoding import TRANSFORMERS
-from runtime.generation_presets import POSITIONS, Settings
+from runtime.generation_presets import COUNTED, POSITIONS, Settings
 from runtime.graphs import MEND, Graphs
 from runtime.prompts import text_of
 from runtime.rank import questions_at_once, rank
 from runtime.room import check_columns, check_room, columns_of
+
+PREFILL = "llm_prefill"  # the graph of fixed length that pads every prompt
 
 
 @dataclass(frozen=True)
@@ -121,18 +123,31 @@ class Generator:
     def check(self, prompts: Sequence[str], settings: Settings) -> list[str]:
         """Raise unless these prompts can be read and written on, and return what is to be said of them: that some are cut.
 
-        Raises Misuse when the lengths asked for leave no room for a new word, or when a graph has not the room for them,
-        UserError when a graph of fixed length cannot take a prompt.
+        Raises Misuse when the lengths asked for leave no room for a new word, or contradict each other, or when a graph has
+        not the room for them, UserError when a graph of fixed length cannot take a prompt.
         """
         check_columns(self.graphs, max(settings.decoding.num_beams, settings.decoding.num_return))
         prompts = list(dict.fromkeys(prompts))
-        for _, ids, mask in self._together(prompts, settings):
+        for chosen, ids, mask in self._together(prompts, settings):
+            if not ids.shape[1] and PREFILL in self.graphs.written:
+                raise UserError(
+                    f"The prompt {prompts[chosen[0]][:60]!r} has no token, and {PREFILL} reads one at least. "
+                    "Give it a word, or export the graphs with --target ort."
+                )
             counted = self._counted(ids, mask, settings).shape[1]
-            new = settings.after(counted).max_length - counted
+            decoding = settings.after(counted)
+            new, least = decoding.max_length - counted, decoding.min_length - counted
             if new < 1:
                 raise Misuse(
                     f"max_length {settings.decoding.max_length} leaves no room for a new word after the {counted} that count "
                     f"already. The longest prompt is {max(prompts, key=len)[:60]!r}; shorten it, or give a larger --max-length."
+                )
+            if least > new:
+                raise Misuse(
+                    f"min_length {settings.decoding.min_length} counts {COUNTED[settings.min_counts]}, max_length "
+                    f"{settings.decoding.max_length} counts {COUNTED[settings.max_counts]}: after the prompt "
+                    f"{prompts[chosen[0]][:40]!r} that is {least} new words or more, and {new} at most. "
+                    "Give a smaller --min-length."
                 )
             check_room(self.graphs, self.decoder, ids.shape[1], new, "Give a smaller --max-length")
         return self._cut(prompts)
@@ -170,13 +185,13 @@ class Generator:
         return ids, mask
 
     def _together(self, prompts: Sequence[str], settings: Settings) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Which prompts are written on together, and their ids and mask (N, L): all of them, or those of equal length where
-        the length counts towards max_length."""
+        """Which prompts are written on together, and their ids and mask (N, L): those of equal length where the length counts
+        towards max_length. Otherwise all of them, but those without a token by themselves: beside longer ones they would be
+        written on from a word of padding."""
         ids, mask = self._read(prompts)
-        if not (isinstance(self.config, BlipCaptionConfig) or settings.max_counts == POSITIONS):
-            yield np.arange(len(ids)), ids, mask
-            return
         lengths = mask.sum(axis=1)
+        if not (isinstance(self.config, BlipCaptionConfig) or settings.max_counts == POSITIONS):
+            lengths = np.where(lengths > 0, ids.shape[1], 0)
         for length in np.unique(lengths):
             chosen = np.flatnonzero(lengths == length)
             yield chosen, ids[chosen, ids.shape[1] - length :], mask[chosen, ids.shape[1] - length :]

@@ -37,10 +37,11 @@ class Writing:
     """With words of the model's own."""
 
     settings: Settings
-    attend_padding: bool = False  # see runtime.decoders
+    attend_padding: bool | None = None  # of questions, see runtime.decoders; None of captions, which have no such choice
 
     def content(self) -> dict[str, Any]:
-        return {**self.settings.content(), "inference": GENERATE, "attend_padding": self.attend_padding}
+        asked = {} if self.attend_padding is None else {"inference": GENERATE, "attend_padding": self.attend_padding}
+        return {**self.settings.content(), **asked}
 
     def check(self, generator: Generator, prompts: Sequence[str]) -> list[str]:
         return generator.check(prompts, self.settings)
@@ -48,7 +49,7 @@ class Writing:
     def answer(
         self, generator: Generator, seen: Seen, requests: Sequence[Request], on_step: Callable[[int], None]
     ) -> list[Written]:
-        return generator.write(seen, requests, self.settings, on_step, self.attend_padding)
+        return generator.write(seen, requests, self.settings, on_step, bool(self.attend_padding))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Ranking:
 
     settings: Settings  # of which the prompt counts
     answers: list[str]
-    k: int  # of them that are ranked
+    k: int  # of them that are ranked; all when there are fewer
     number: int  # of these that are kept, at most k and at most all
 
     def content(self) -> dict[str, Any]:

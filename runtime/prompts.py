@@ -44,15 +44,19 @@ def text_of(words: Words, config: Config, settings: Settings, prompt: str, promp
     return words.text(ids)  # drops 0 and 2 as any special token; LAVIS makes Vicuna's 0 a 2 to that end
 
 
-def listed(text: str) -> list[str]:
+def split_at_commas(text: str) -> list[str]:
     """What stands between commas, blanks and all; nothing between two is an empty text."""
     return text.split(",")
 
 
-def paired(count: int, texts: Sequence[str], what: str) -> list[str]:
-    """`texts`, one for each of `count` pictures. Raises Misuse when there are not as many."""
+def paired(count: int, texts: Sequence[str], what: str, parted: bool = False) -> list[str]:
+    """`texts`, one for each of `count` pictures. Raises Misuse when there are not as many; where they were `parted` at commas,
+    one of them may hold a comma of its own."""
     if len(texts) != count:
-        raise Misuse(f"--images names {count} pictures, and there are {len(texts)} {what}: expected one {what[:-1]} for each.")
+        hint = f" Commas part them: if one holds a comma, give all in --{what}-file, one a line." if parted else ""
+        raise Misuse(
+            f"--images names {count} pictures, and there are {len(texts)} {what}: expected one {what[:-1]} for each.{hint}"
+        )
     return list(texts)
 
 

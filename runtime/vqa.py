@@ -22,7 +22,7 @@ from runtime.listed import Listed, list_pictures
 from runtime.model import count
 from runtime.onnx_session import available_provider
 from runtime.outputs import ANSWERS, VQA
-from runtime.prompts import listed, paired, question_prompt, read_answers
+from runtime.prompts import paired, question_prompt, read_answers, split_at_commas
 from runtime.rows import Row
 from runtime.run import refuse_mixed, refuse_model
 from runtime.text_run import Job, reader, run_texts
@@ -50,7 +50,7 @@ class Asked:
     texts: list[str]  # as annotated
     pictures: list[int]  # of each
     ids: list[int | str]
-    answers: list[str] | None  # to choose from
+    answers: list[str] | None  # to choose from, the data's own
 
 
 def run_vqa(options: Options, say: Callable[[str], None]) -> manifest.Manifest:
@@ -63,7 +63,8 @@ def run_vqa(options: Options, say: Callable[[str], None]) -> manifest.Manifest:
     refuse_model(graphs, VQA)
     available_provider(options.provider)
     asked = _listed(options) if options.images is not None else _of_data(options, graphs)
-    more = (asked.answers, options.inference, options.k_test, options.attend_padding)
+    answers = None if options.answer_list is None else read_answers(options.answer_list)
+    more = (answers, options.inference, options.k_test, options.attend_padding, asked.answers)
     how = how_for(graphs, options.preset, options.asked, *more)
     prompts = [question_prompt(text, how.settings, graphs.config.protocol.max_words) for text in asked.texts]
 
@@ -112,16 +113,25 @@ def how_for(
     inference: str | None = None,
     k_test: int | None = None,
     attend_padding: bool = False,
+    of_data: list[str] | None = None,
 ) -> Writing | Ranking:
-    """How questions are answered, by what the user asked for. Raises Misuse when that cannot be."""
-    if inference_of(graphs, inference, answers) == GENERATE:
+    """How questions are answered, by what the user asked for: `answers` are those that the user gave, and `of_data` those to
+    choose from otherwise. Raises Misuse when that cannot be."""
+    given, answers = answers is not None, of_data if answers is None else answers
+    chosen = inference_of(graphs, inference, answers)
+    if attend_padding and (chosen == RANK or not isinstance(graphs.config, BlipVqaConfig)):
+        raise Misuse("--attend-padding is of BLIP's answers with --inference generate alone. Leave it out.")
+    if chosen == GENERATE:
+        if idle := [name for name, there in (("answer_list", given), ("k_test", k_test is not None)) if there]:
+            raise Misuse(f"{idle[0]} is read with the inference 'rank' alone, and answers are written here. Leave it out.")
         return Writing(settings_for(graphs.config, VQA, preset, asked), attend_padding)
     assert answers
     if idle := [name for name in asked if name not in RANKED and name in OPTIONS]:
-        raise Misuse(f"{idle[0]} is read with the inference 'generate' alone, and answers are ranked here. Leave it out.")
+        mend = f"Leave it out, or ask for --inference generate{' without --answer-list' if given else ''}."
+        raise Misuse(f"{idle[0]} is read with the inference 'generate' alone, and answers are ranked here. {mend}")
     number = count("num_return", asked.get("num_return", 1))
     settings = settings_for(graphs.config, VQA, preset, {name: value for name, value in asked.items() if name != "num_return"})
-    k = graphs.config.protocol.k_test if k_test is None else count("k_test", k_test)
+    k = min(graphs.config.protocol.k_test, len(answers)) if k_test is None else count("k_test", k_test)
     return Ranking(settings, answers, k, min(number, k, len(answers)))
 
 
@@ -130,9 +140,8 @@ def _of_data(options: Options, graphs: Graphs) -> Asked:
         raise Misuse("--questions and --questions-file go with --images; a data folder has its own questions.")
     data = read_vqa(options.data, options.verify)
     refuse_mixed(graphs, data)
-    answers = data.answer_list if options.answer_list is None else read_answers(options.answer_list)
     texts, pictures, ids = ([question[key] for question in data.questions] for key in ("question", "image", "question_id"))
-    return Asked(data, texts, pictures, ids, answers)
+    return Asked(data, texts, pictures, ids, data.answer_list)
 
 
 def _listed(options: Options) -> Asked:
@@ -143,11 +152,10 @@ def _listed(options: Options) -> Asked:
     if options.questions_file is not None:
         texts = read_lines(options.questions_file, "one question in each line")
     else:
-        texts = listed(options.questions or "")
-    texts = paired(len(data.images), texts, "questions")
+        texts = split_at_commas(options.questions or "")
+    texts = paired(len(data.images), texts, "questions", parted=options.questions_file is None)
     for number, text in enumerate(texts, 1):
         if not text.strip() or not is_text(text):
             raise Misuse(f"Question {number} is {text[:60]!a}; expected a text.")
     numbers = list(range(len(texts)))
-    answers = None if options.answer_list is None else read_answers(options.answer_list)
-    return Asked(data, [text.strip() for text in texts], numbers, [*numbers], answers)
+    return Asked(data, [text.strip() for text in texts], numbers, [*numbers], None)

@@ -19,6 +19,7 @@ from models.errors import UserError
 from preprocess.dataset import read_caption as read_data
 from preprocess.spaces import clean_up
 from runtime import text_run
+from runtime.listed import ids_of
 from runtime.outputs import CaptionOutputs, read_caption
 from tests import chain
 from tests.generators import export_generator
@@ -231,8 +232,31 @@ def test_pictures_without_prompts_have_the_presets(captioner: Made) -> None:
         call_run("caption", captioner.graphs, captioner.out, *BRIEF, "--images", f"{same}, {same}", "--prompts", "the,what color")
     )
     found = read_caption(captioner.out)
-    assert [each["image_id"] for each in found.captions] == [0, 0]
+    assert [each["image_id"] for each in found.captions] == [same, f"{same}#2"]
     assert found.generated[0]["texts"] != found.generated[1]["texts"]
+
+
+def test_no_two_pictures_have_one_id() -> None:
+    """Frames of several folders, pictures named again, and one that is called what such a one would be."""
+    assert ids_of(["a/COCO_val2014_000000000042.jpg", "dog.jpg", "3.png"]) == [42, "dog.jpg", 3]
+    assert ids_of(["x/frame_1.png", "y/frame_1.png", "2.png"]) == ["x/frame_1.png", "y/frame_1.png", 2]
+    assert ids_of(["a.png"] * 3 + ["a.png#2"]) == ["a.png", "a.png#3", "a.png#4", "a.png#2"]
+
+
+def test_a_prompt_of_nothing_among_others(make: Make) -> None:
+    """LLaMA has no token before the text: a prompt of no token goes on from the queries, not from a word of padding."""
+    llama = make("llama")
+    picture = str(llama.root / "images" / "0.png")
+    for options in ((), ("--rule", "transformers")):
+        found = {}
+        for prompts in ("", ",the red,a"):
+            images = ",".join([picture] * (prompts.count(",") + 1))
+            named = ("--images", images, "--prompts", prompts, *BRIEF, *options)
+            chain.done(call_run("caption", llama.graphs, llama.out, *named))
+            found[prompts] = read_caption(llama.out).generated[0]
+        alone, beside = found.values()
+        assert alone["texts"] == beside["texts"]
+        np.testing.assert_allclose(alone["scores"], beside["scores"], atol=1e-5)
 
 
 def test_what_is_said(captioner: Made) -> None:
@@ -240,6 +264,8 @@ def test_what_is_said(captioner: Made) -> None:
     assert "7 captions as blip: prompt 'a picture of ', clean_prompt False" in printed
     assert "num_beams 2" in printed
     assert "top_k" not in printed  # no word is drawn
+    assert "inference" not in printed
+    assert not {"inference", "attend_padding"} & read_caption(captioner.out).run["options"].keys()
     tokens = sum(row["tokens"][0] for row in read_caption(captioner.out).generated)
     assert f"{tokens} tokens in " in printed
     assert " tokens/s." in printed

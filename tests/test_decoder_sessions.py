@@ -261,6 +261,25 @@ def test_a_prompt_that_the_graphs_do_not_hold(decoder: Callable[[str, str], Deco
     begun(decoder(kind, "dynamic"), batch).start()
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_prompts_without_a_token(decoder: Callable[[str, str], Decoder], way: str) -> None:
+    """After the queries alone: all of them, or none. Padding at the end would be what the first word follows."""
+    model = talkative("llama")
+    batch = batch_for(model)
+    mask = batch.mask * np.array([[1], [1], [0], [1], [1]])
+    with pytest.raises(UserError, match=r"^A prompt has no token, and the decoder goes on from the last one\."):
+        begun(decoder("llama", way), Batch(batch.pictures, batch.picture, batch.ids, mask))
+    empty = Batch(batch.pictures, batch.picture, batch.ids[:, :0], batch.mask[:, :0])
+    if way == "static":
+        with pytest.raises(UserError, match="has no token"):
+            begun(decoder("llama", way), empty)
+        return
+    walk, wanted = Walk(begun(decoder("llama", way), empty), vocabulary(model)), Truth(model, empty)
+    assert walk.compare(walk.start(), wanted) <= CLOSE
+    for going in GOING[:3]:
+        assert walk.compare(walk.step(going), wanted) <= CLOSE
+
+
 def test_a_prompt_beyond_the_buffer(decoder: Callable[[str, str], Decoder]) -> None:
     """A caption's prompt is read into the buffer, word by word."""
     model = talkative("caption")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import models.bert
@@ -22,6 +23,7 @@ from export import parity, to_onnx, weights
 from export.generation_graphs import llm
 from export.graphs import Graph, module_for
 from export.hollow import hollow
+from export.mapped import let_go
 from export.random_inputs import random_inputs
 from export.sizes import Sizes, fixed, of_graph, traced
 from export.targets import ATC, ORT
@@ -250,12 +252,20 @@ def test_parity_sees_another_computation(generator_graphs: Graphs, wrong: Callab
     assert found[0].max_rel > 100 * parity.BOUND
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+HALF, BRAIN = torch.float16, torch.bfloat16
+
+
 @pytest.mark.parametrize(
-    ("kind", "name", "target"), [("opt", "llm", ORT), ("llama", "llm_prefill", ATC), ("t5", "t5_encoder", ATC)]
+    ("kind", "name", "target", "dtype"),
+    [
+        ("opt", "llm_decode", ATC, HALF),
+        ("llama", "llm_prefill", ATC, BRAIN),
+        ("t5", "t5_encoder", ATC, BRAIN),
+        ("t5", "t5_encoder", ORT, HALF),
+    ],
 )
 def test_weights_in_half_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str, name: str, target: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, target: str, dtype: torch.dtype
 ) -> None:
     """As widened beforehand, to the last bit; and in a file beside the graph."""
     monkeypatch.setattr(weights, "PROTOBUF_LIMIT", 100_000)
@@ -286,6 +296,17 @@ def test_weights_are_not_copied(dtype: torch.dtype) -> None:
     for name, tensor in model.state_dict().items():
         assert found[name].__array_interface__["data"][0] == tensor.data_ptr()
         np.testing.assert_array_equal(found[name].astype(np.float32), tensor.float().numpy())
+
+
+def test_weights_that_were_let_go_are_the_same(tmp_path: Path) -> None:
+    """Those in a file, and those that are nowhere else."""
+    model = random_generator(GENERATORS["opt"])
+    save_file(dict(model.state_dict()), tmp_path / "model.safetensors")
+    mapped, before = random_generator(GENERATORS["opt"], seed=1), {n: t.clone() for n, t in model.state_dict().items()}
+    mapped.load_state_dict(load_file(tmp_path / "model.safetensors"), assign=True)
+    for each in (model, mapped):
+        let_go(each)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in each.state_dict().items())
 
 
 def test_a_hollow_graph_holds_no_weights() -> None:

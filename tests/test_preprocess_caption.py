@@ -131,18 +131,18 @@ def test_a_folder(work: Work) -> None:
 def test_prompts(work: Work) -> None:
     text = work.root / "prompts.txt"
     text.write_text("a dog of\nb\nc\n")
-    said = done(work.listed("--prompts", text))
+    said = done(work.listed("--prompts-file", text))
     assert said.splitlines()[1:] == ["each picture has a prompt of its own"]
     assert read_caption(work.out).prompts == ["a dog of", "b", "c"]
-    done(work.listed("--prompts", text, "--limit", 2))
+    done(work.listed("--prompts-file", text, "--limit", 2))
     data = read_caption(work.out)
     assert (data.prompts, len(data.img)) == (["a dog of", "b"], 2)
     text.write_text("one\ntwo\n")
-    assert "holds 2 prompts for 3 pictures" in work.refused("--prompts", text)
+    assert "holds 2 prompts for 3 pictures" in work.refused("--prompts-file", text)
     work.write([{**entry, "prompt": f"p{n}"} for n, entry in enumerate(entries())])
     done(work.listed())
     assert read_caption(work.out).prompts == ["p0", "p1", "p2"]
-    assert "Both --prompts and" in work.refused("--annotations", work.list, "--prompts", text, code=2)
+    assert "Both --prompts and" in work.refused("--annotations", work.list, "--prompts-file", text, code=2)
 
 
 def test_forms_agree(work: Work) -> None:

@@ -205,9 +205,19 @@ def test_the_list_may_be_part_of_the_data(blip: Made) -> None:
     own = blip.answers()
     assert (own.run["options"]["answers"], texts(own)) == ([*ANSWERS], texts(given))
     assert blip.answers("--inference", "generate").run["options"]["inference"] == "generate"
-    assert "k_test 128 is larger than the list: all 12 answers are ranked." in blip.run("--restart")
+    assert own.run["options"]["k_test"] == 12
+    assert "larger than the list" not in blip.run("--restart")  # nobody asked for 128
+    assert "k_test 128 is larger than the list: all 12 answers are ranked." in blip.run("--restart", "--k-test", 128)
     (blip.root / "few.json").write_text('["cat", "two"]', "utf-8")
     assert {row[0] for row in texts(blip.answers("--answer-list", blip.root / "few.json"))} <= {"cat", "two"}
+
+
+def test_a_list_that_nobody_named_is_in_nobodys_way(make: Make) -> None:
+    """That of the data, with a model that writes."""
+    opt = make("opt")
+    vqa_data(opt.data.parent, opt.data.parent / "graphs", "--answer-list", opt.answer_file)
+    assert read_data(opt.data).answer_list == [*ANSWERS]
+    assert opt.answers().run["options"]["inference"] == "generate"
 
 
 def test_padding_is_looked_at_only_when_asked(blip: Made) -> None:

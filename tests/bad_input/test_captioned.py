@@ -81,7 +81,7 @@ def _flickr(text: str, listed: str) -> Spoil:
 
 
 def _prompts(text: str | bytes) -> Spoil:
-    return together(holding("prompts.txt", text), given("--prompts", "prompts.txt"))
+    return together(holding("prompts.txt", text), given("--prompts-file", "prompts.txt"))
 
 
 def _pictures(change: Callable[[Path], object]) -> Spoil:
@@ -183,8 +183,8 @@ PROMPTS = [
     Case("no prompts", FOLDER, ("prompts.txt is empty",), _prompts("\n")),
     Case("blank prompt", FOLDER, ("prompts.txt, line 2", "an empty text"), _prompts("a\n \nc\nd\n")),
     Case("prompts not UTF-8", FOLDER, ("prompts.txt is not UTF-8",), _prompts(b"a\n\xff\n")),
-    Case("no file of prompts", FOLDER, ("There is no file nowhere.txt",), options("--prompts", "nowhere.txt")),
-    Case("folder of prompts", FOLDER, ("There is no file", "images"), given("--prompts", "images")),
+    Case("no file of prompts", FOLDER, ("There is no file nowhere.txt",), options("--prompts-file", "nowhere.txt")),
+    Case("folder of prompts", FOLDER, ("There is no file", "images"), given("--prompts-file", "images")),
 ]
 FOLDERS = [
     Case("no folder", FOLDER, ("no folder nowhere",), options("--images", "nowhere")),

@@ -141,6 +141,8 @@ PROMPTS = [
     _misuse("half a character", CAPTION, ("expected a text",), "--prompt", "\udcff"),
     _of_three("too few paired prompts", CAPTION, ("names 3 pictures, and there are 2 prompts: expected one prompt for each",),
               "--prompts", "a,b"),
+    _of_three("a comma within a prompt", CAPTION, ("Commas part them: if one holds a comma, give all in --prompts-file",),
+              "--prompts", "a,b, or c,d"),
     _of_three("too many paired prompts", CAPTION, ("there are 4 prompts",), "--prompts", "a,,b,"),
     _of_three("an empty list of prompts", CAPTION, ("names 3 pictures, and there are 1 prompts",), "--prompts", ""),
     _of_three("half a paired prompt", CAPTION, ("half a character",), "--prompts", "a,\udcff,b", code=1),
@@ -162,12 +164,18 @@ QUESTIONS = [
     _of_three("no questions", VQA, ("wants a question for each picture",)),
     _of_three("questions from two places", VQA, ("wants a question for each",), "--questions", "a", "--questions-file", "b"),
     _of_three("too few questions", VQA, ("3 pictures, and there are 1 questions: expected one question",), "--questions", "a"),
+    _of_three("a comma within a question", VQA, ("give all in --questions-file",), "--questions", "a,b, or c,d"),
     _of_three("blank question", VQA, ("Question 2 is ''",), "--questions", "a,,b"),
     _of_three("half a question", VQA, ("Question 2 is '\\udcff'",), "--questions", "a,\udcff,b"),
     _of_three("no file of questions", VQA, ("one question in each line",), "--questions-file", "nowhere.txt", code=1),
     _misuse("no answers to rank", VQA, ("There are no answers to rank; give --answer-list",), "--inference", "rank"),
     _misuse("unknown inference", VQA, ("--inference", "choose"), "--inference", "choose"),
     _misuse("ranking no answer", VQA, ("--k-test",), "--k-test", 0),
+    _misuse("ranking fewer of no list", VQA, ("k_test is read with the inference 'rank' alone",), "--k-test", 3),
+    Case("a list while writing", VQA, ("answer_list is read with the inference 'rank' alone", "Leave it out"),
+         together(_lines("a.json", '["a"]', "--answer-list"), options("--inference", "generate")), 2),
+    Case("padding while ranking", VQA, ("--attend-padding is of BLIP's answers with --inference generate alone",),
+         together(_lines("a.json", '["a"]', "--answer-list"), options("--attend-padding")), 2),
     Case("no list of answers", VQA, ("no file nowhere.json",), options("--answer-list", "nowhere.json")),
     Case("answers no JSON", VQA, ("a.json",), _lines("a.json", "cat", "--answer-list")),
     Case("answers an object", VQA, ("expected a list of answers",), _lines("a.json", '{"a": 1}', "--answer-list")),
@@ -175,7 +183,7 @@ QUESTIONS = [
     Case("answer a number", VQA, ("answer 1 is a number; expected a text",), _lines("a.json", '["a", 7]', "--answer-list")),
     Case("answer blank", VQA, ("answer 0 is",), _lines("a.json", '[" "]', "--answer-list")),
     Case("answer half a character", VQA, ("half a character",), _lines("a.json", '["\\ud800"]', "--answer-list")),
-    Case("decoding while ranking", VQA, ("num_beams is read with the inference 'generate' alone",),
+    Case("decoding while ranking", VQA, ("num_beams is read with", "--inference generate without --answer-list"),
          together(_lines("a.json", '["a"]', "--answer-list"), options("--inference", "rank", "--num-beams", 3)), 2),
     Case("ranking with a language model", LLM, ("No such option", "--inference"), options("--inference", "rank"), 2),
 ]  # fmt: skip
@@ -207,6 +215,47 @@ GRAPHS = [
 @pytest.mark.parametrize("case", DECODING + PROMPTS + QUESTIONS + DATA + GRAPHS, ids=str)
 def test_refused(case: Case, work3: TextWork) -> None:
     refused(case, work3)
+
+
+OF_BLIP2 = [
+    (("--attend-padding",), "--attend-padding is of BLIP's answers with --inference generate alone. Leave it out."),
+    (("--answer-list", "answers.json"), "answer_list is read with the inference 'rank' alone, and answers are written here."),
+    (("--k-test", 3), "k_test is read with the inference 'rank' alone"),
+]
+
+
+@pytest.mark.parametrize(("asked", "said"), OF_BLIP2, ids=str)
+def test_what_blip_alone_does(work3: TextWork, asked: tuple[object, ...], said: str) -> None:
+    (work3["answers.json"]).write_text('["a"]', "utf-8")
+    asked = tuple(work3[part] if part == "answers.json" else part for part in asked)
+    named = ("--images", work3["opt/images"] / "0.png", "--questions", "a")
+    assert said in chain.refusal(call_run("vqa", work3["opt/graphs"], work3.out, *named, *asked), 2)
+    assert not work3.out.exists()
+
+
+def test_lengths_that_contradict_each_other_are_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they count different things: mindformers' fewest words are new ones, its most are queries and prompt, too."""
+    stand_in(monkeypatch)
+    graphs = write_graphs(tmp_path, "llama")
+    data = caption_data(tmp_path, graphs, pictures=1)
+    asked = ("--data", data, "--as", "mindformers", "--min-length", 60)
+    said = chain.refusal(call_run("caption", graphs, tmp_path / "out", *asked), 2)
+    assert "min_length 60 counts the new words, max_length 64 counts queries, prompt and new words: after the prompt" in said
+    assert "that is 60 new words or more, and " in said
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_prompt_of_nothing_with_graphs_of_fixed_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their prefill pads every prompt, and has nothing but padding to go on from."""
+    stand_in(monkeypatch)
+    graphs = write_graphs(tmp_path, "llama", static=True)
+    work = TextWork(tmp_path)
+    work.edit("graphs/manifest.json", lambda found: found.update(target="atc"))
+    work.resign("graphs")
+    data = caption_data(tmp_path, graphs, pictures=1)
+    said = chain.refusal(call_run("caption", graphs, tmp_path / "out", "--data", data, "--prompt", ""), 1)
+    assert "The prompt '' has no token, and llm_prefill reads one at least. Give it a word, or export" in said
+    chain.done(call_run("caption", graphs, tmp_path / "out", "--data", data, "--prompt", "a", "--max-length", 12))
 
 
 def test_a_half_finished_run_of_others_is_not_touched(work3: TextWork, monkeypatch: pytest.MonkeyPatch) -> None:
