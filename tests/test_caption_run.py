@@ -162,7 +162,7 @@ def test_where_prompts_come_from(captioner: Made) -> None:
     assert prompts("--prompt", "the red") == ["the red"] * 7
     file = captioner.prompts(*"abcdefg")
     assert prompts("--prompts-file", file) == [*"abcdefg"]
-    caption_data(captioner.root, captioner.graphs, "--prompts", captioner.prompts(*"gfedcba"))
+    caption_data(captioner.root, captioner.graphs, "--prompts-file", captioner.prompts(*"gfedcba"))
     assert prompts() == [*"gfedcba"]
     assert prompts("--prompt", "the red") == ["the red"] * 7  # what is asked for goes before what the data has
     assert prompts("--prompts-file", captioner.prompts(*"abcdefg")) == [*"abcdefg"]

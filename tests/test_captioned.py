@@ -344,7 +344,7 @@ def test_prompts(images: Path) -> None:
     found = read(images, plain, None, text)
     assert found.prompts == ["one ", "two\u2028three"]
     assert found.source["prompts"] == str(text)
-    assert "Both --prompts and" in refused(images, entries, None, text)
+    assert "Both --prompts-file and" in refused(images, entries, None, text)
     for content, says in (
         ("one", f"{text} holds 1 prompts for 2 pictures of {images.parent / 'list.json'}; expected one each."),
         ("one\ntwo\nthree", f"{text} holds 3 prompts for 2 pictures"),

@@ -142,7 +142,7 @@ def test_prompts(work: Work) -> None:
     work.write([{**entry, "prompt": f"p{n}"} for n, entry in enumerate(entries())])
     done(work.listed())
     assert read_caption(work.out).prompts == ["p0", "p1", "p2"]
-    assert "Both --prompts and" in work.refused("--annotations", work.list, "--prompts-file", text, code=2)
+    assert "Both --prompts-file and" in work.refused("--annotations", work.list, "--prompts-file", text, code=2)
 
 
 def test_forms_agree(work: Work) -> None:
