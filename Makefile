@@ -70,7 +70,7 @@ demo: report  ## the main job on the embedded model and drawn pictures: prints r
 demo-blip2:  ## the same with BLIP-2, and zero-shot classification of drawn pictures
 	@$(MAKE) --no-print-directory MODEL=blip2-demo report classify
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -26,9 +26,13 @@ from models.spec import LENGTH, GraphSpec
 from models.stored import compute_in_float32
 
 # Of the largest value of the output. Measured on random weights at full base size: 1e-6 (embeddings), 2e-6 (features),
-# 3e-6 (keys and values, ITM logits); of BLIP-2 with ViT-g 1.1e-6 at most. The one wrong graph met so far, a fusion that
+# 3e-6 (keys and values, logits); of BLIP-2 with ViT-g 1.1e-6 at most. The one wrong graph met so far, a fusion that
 # scaled twice, was off by 0.1.
 BOUND = 5e-5
+# T5 does not scale its scores: over its layers it multiplies what is rounded. With 24 of them and random weights that give
+# scores of 6.5 PyTorch itself is 1.7e-4 from what it computes in float64, and a graph 3.5e-4 from PyTorch; with scores of
+# 1.6 it is 2e-6.
+BOUND_OF_T5 = 1e-3
 MAPPED = 4 * 2**30  # bytes of a graph from which on its weights are not copied to be measured
 
 
@@ -66,9 +70,7 @@ def cases_for(spec: GraphSpec, config: Config) -> list[Sizes]:
     ]
 
 
-def measure(
-    model: Model, module: nn.Module, spec: GraphSpec, path: Path, cases: Sequence[Sizes], bound: float = BOUND
-) -> list[Parity]:
+def measure(model: Model, module: nn.Module, spec: GraphSpec, path: Path, cases: Sequence[Sizes]) -> list[Parity]:
     """Compare the graph in `path` with `module`; one row per output. Raises UserError when the graph does not run."""
     # One after the other, so that weights mapped from a file are in memory once: the model's, then the graph's.
     runs = [_computed(model, module, spec, case, seed) for seed, case in enumerate(cases)]
@@ -86,6 +88,7 @@ def measure(
             raise
         raise UserError(f"{spec.name}: ONNX Runtime does not run the graph written: {error}") from error
     shown = " ".join(dict.fromkeys(case.shown(spec) for case in cases))
+    bound = BOUND_OF_T5 if spec.name.startswith("t5") else BOUND
     return [Parity(spec.name, name, shown, *differences, bound) for name, differences in worst.items()]
 
 

@@ -60,6 +60,12 @@ GOLDEN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without --out writes to the folder it is in, which must not be the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 def post(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["--captions", *map(str, arguments)])
 
@@ -162,7 +168,6 @@ def test_a_run_and_its_result_file_have_the_same_figures(tmp_path: Path) -> None
 def test_what_blip_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a folder, and of pictures that the command line names."""
     stand_in(monkeypatch)
-    monkeypatch.chdir(tmp_path)
     graphs = write_graphs(tmp_path, "caption")
     run = WrittenRun(caption_data(tmp_path, graphs, pictures=3), tmp_path / "outputs")
     brief = ("--num-beams", 2, "--min-length", 5, "--max-length", 9)

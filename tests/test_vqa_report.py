@@ -35,6 +35,12 @@ METRICS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without --out writes to the folder it is in, which must not be the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 def post(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["--vqa", *map(str, arguments)])
 
@@ -132,7 +138,6 @@ def test_a_run_has_the_figures_of_its_result_file(official: tuple[Path, Path, Pa
 def test_what_blip_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that were chosen from a list, and answers about a picture that the command line names."""
     stand_in(monkeypatch)
-    monkeypatch.chdir(tmp_path)
     graphs = write_graphs(tmp_path, "vqa")
     data = vqa_data(tmp_path, graphs, "--answer-list", tmp_path / "answers.json", pictures=2, questions=3)
     run = WrittenRun(data, tmp_path / "outputs")
