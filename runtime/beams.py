@@ -65,7 +65,9 @@ def _candidates(
     penalise(scores, words, options.repetition_penalty)
     if words.shape[2] < options.min_length:
         forbid(scores, stop_ids)
-    scores = scores + sums[..., None]  # (B, K, V)
+    if scores.shape[1] < sums.shape[1]:  # the first words of all beams come from one row
+        scores = np.repeat(scores, sums.shape[1], axis=1)
+    scores += sums[..., None]  # (B, K, V)
     flat = scores.reshape(len(scores), -1)
     best = likeliest(flat, max(2, 1 + len(stop_ids)) * options.num_beams)  # (B, C)
     beam, word = np.divmod(best, logits.shape[2])
