@@ -129,7 +129,7 @@ def paired(references: Mapping[Id, T], results: Mapping[Id, str], of: str, only_
     if not only_results and (missing := [each for each in references if each not in results]):
         raise UserError(
             f"{len(missing):,} of {len(references):,} {of} have no result: {_first(missing)}. Give a result for each, or "
-            f"compare only the {of} that have one."
+            f"compare only the {of} that have one (--subset)."
         )
     return [(each, text, references[each]) for each, text in results.items()]
 

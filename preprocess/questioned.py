@@ -80,7 +80,7 @@ def read_questioned(
     named = _pictures(entries, questions, images)
     numbers, ids, first = _distinct(named, questions)
     annotated = _annotations(annotations) if annotations else None
-    choices = _answer_list(answer_list) if answer_list else None
+    choices = read_answer_list(answer_list) if answer_list else None
     found: list[Question] = []
     seen: dict[Id, int] = {}
     for number, (entry, (name, image)) in enumerate(zip(entries, named, strict=True)):
@@ -99,6 +99,12 @@ def read_questioned(
         if file:
             source |= {kind: str(file), f"{kind}_sha256": manifest.file_record(file)["sha256"]}
     return Questioned(pictures, ids, found, choices, source)
+
+
+def read_answer_list(path: Path) -> list[str]:
+    """The answers to choose from, a JSON list of texts. Raises UserError that says what was found instead."""
+    values = checked_list(_load(path, "--answer-list", "a JSON list of answers"), f"{path} holds", "answers")
+    return [checked_text(value, str(path), f"answer {number}") for number, value in enumerate(values)]
 
 
 def _entries(path: Path) -> list[Any]:
@@ -188,11 +194,6 @@ def _answers(value: Any, where: str) -> list[str]:
 def _types(entry: dict[str, Any], where: str) -> tuple[str | None, str | None]:
     answer, question = (None if entry.get(key) is None else checked_text(entry[key], where, f"its {key}") for key in TYPES)
     return answer, question
-
-
-def _answer_list(path: Path) -> list[str]:
-    values = checked_list(_load(path, "--answer-list", "a JSON list of answers"), f"{path} holds", "answers")
-    return [checked_text(value, str(path), f"answer {number}") for number, value in enumerate(values)]
 
 
 def _all_or_none(questions: list[Question], path: Path) -> None:

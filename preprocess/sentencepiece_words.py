@@ -44,8 +44,6 @@ class SentenceRules:
 
 # mindformers configs/blip2/*_image_to_text_generation.yaml: add_special_tokens False, pad_token_id 0.
 LLAMA = SentenceRules(("<unk>", "<s>", "</s>"), first=(), last=(), pad_id=0, start_ids=(1,), stop_ids=(2,))
-# The default of transformers' LlamaTokenizer, and what its BLIP-2 with a LLaMA reads.
-LLAMA_WITH_BOS = SentenceRules(("<unk>", "<s>", "</s>"), first=(1,), last=(), pad_id=0, start_ids=(1,), stop_ids=(2,))
 # salesforce/LAVIS models/blip2_models/blip2_vicuna_instruct.py makes </s> the first token too and adds [PAD].
 VICUNA = SentenceRules(
     ("<unk>", "<s>", "</s>"),

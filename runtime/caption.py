@@ -21,7 +21,7 @@ from runtime.outputs import CAPTION, CAPTIONS
 from runtime.prompts import caption_prompt, paired, split_at_commas
 from runtime.rows import Row
 from runtime.run import refuse_mixed, refuse_model
-from runtime.text_run import Job, reader, run_texts
+from runtime.text_run import Job, on_one_line, reader, run_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def run_caption(options: Options, say: Callable[[str], None]) -> manifest.Manife
     done, rows = run_texts(job, options, say)
     if options.images is not None:
         for row in rows:
-            say(f"{data.images[row['image']]['image']}: {' | '.join(row['texts'])}")
+            say(on_one_line(f"{data.images[row['image']]['image']}: {' | '.join(row['texts'])}"))
     return done
 
 

@@ -24,7 +24,7 @@ from runtime.prompts import caption_prompt, question_prompt
 from runtime.run import refuse_model
 from runtime.vqa import how_for
 
-Prompted = Picture | Mapping[str, Any]  # a picture, or {"image": picture, "prompt": text}
+Asked = Picture | Mapping[str, Any]  # a picture, or {"image": picture} with its "prompt" or "question"
 
 
 class ImageToTextGeneration:
@@ -52,7 +52,7 @@ class ImageToTextGeneration:
 
     def __call__(
         self,
-        images: Prompted | Sequence[Prompted],
+        images: Asked | Sequence[Asked],
         prompt: str | Sequence[str] | None = None,
         hypothesis_template: str | Sequence[str] | None = None,
         **options: Any,
@@ -69,7 +69,7 @@ class ImageToTextGeneration:
         config = self._model.engine.graphs.config
         settings = settings_for(config, CAPTION, self._preset, {**self._options, **options})
         given, single = as_list(images)
-        pictures, own = _pictures(given)
+        pictures, own = _pictures(given, "prompt")
         prompts, templates = _each("prompt", prompt, len(given)), _each("hypothesis_template", hypothesis_template, len(given))
         texts = []
         for of_picture, of_call, template in zip(own, prompts, templates, strict=True):
@@ -91,6 +91,8 @@ class VisualQuestionAnswering:
         ask = pipeline("visual_question_answering")
         ask("dog.jpg", "What is on the grass?", top_k=2)      # [{"answer": "dog", "score": -0.3}, {"answer": "a dog", ...}]
         ask("dog.jpg", ["What is it?", "What colour?"])       # a list of such lists
+
+        ask({"image": "dog.jpg", "question": "What is it?"})  # as transformers' pipeline takes it; or a list of these
 
     One question about one picture gives a list of answers, the best first; several questions, pictures or both a list of such
     lists, one picture or one question going with all of the other. Scores are those of blip-run: of the beams, else sums of
@@ -121,7 +123,11 @@ class VisualQuestionAnswering:
         how_for(engine.graphs, preset, options, *self._ranking)
 
     def __call__(
-        self, images: Picture | Sequence[Picture], question: str | Sequence[str], top_k: int | None = None, **options: Any
+        self,
+        images: Asked | Sequence[Asked],
+        question: str | Sequence[str] | None = None,
+        top_k: int | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """[{"answer": str, "score": float}, ...] of each question. `top_k`: how many answers, 1 if None: with the inference
         "generate" it is num_return, and needs as many beams. `options`: of decoding, for this call."""
@@ -130,12 +136,13 @@ class VisualQuestionAnswering:
             asked["num_return"] = count("top_k", top_k)
         graphs = self._model.engine.graphs
         how = how_for(graphs, self._preset, asked, *self._ranking)
-        pictures, one_picture = as_list(images)
-        questions, one_question = as_list(question)
+        given, one_picture = as_list(images)
+        pictures, beside = _pictures(given, "question")
+        questions, one_question = _questions(beside, question, one_picture)
         number = len(questions) if one_picture else len(pictures)
         if not one_question and len(questions) != number:
             raise Misuse(f"{len(pictures)} pictures and {len(questions)} questions; expected one for each, or one for all.")
-        texts = [_text("question", each, n) for n, each in enumerate(questions)] * (number if one_question else 1)
+        texts = questions * (number if one_question else 1)
         prompts = [question_prompt(text, how.settings, graphs.config.protocol.max_words) for text in texts]
         about = [0] * number if one_picture else list(range(number))
         found = [
@@ -172,21 +179,34 @@ class _Model:
         return found
 
 
-def _pictures(given: list[Any]) -> tuple[list[Any], list[str | None]]:
-    """The pictures, and the prompts that stand beside them."""
-    pictures, prompts = [], []
+def _pictures(given: list[Any], key: str) -> tuple[list[Any], list[str | None]]:
+    """The pictures, and the texts that stand beside them under `key`."""
+    pictures, texts = [], []
     for number, each in enumerate(given):
         if isinstance(each, Mapping):
-            if "image" not in each or each.keys() - {"image", "prompt"}:
+            if "image" not in each or each.keys() - {"image", key}:
                 keys = ", ".join(map(repr, each))
-                raise Misuse(f"Input {number} has the keys {keys:.60}; expected 'image', and 'prompt' where it has one.")
-            prompt = each.get("prompt")
-            prompts.append(None if prompt is None else _text("prompt", prompt, number))
+                raise Misuse(f"Input {number} has the keys {keys:.60}; expected 'image', and {key!r} where it has one.")
+            text = each.get(key)
+            texts.append(None if text is None else _text(key, text, number))
             pictures.append(each["image"])
         else:
-            prompts.append(None)
+            texts.append(None)
             pictures.append(each)
-    return pictures, prompts
+    return pictures, texts
+
+
+def _questions(beside: list[str | None], asked: Any, one_picture: bool) -> tuple[list[str], bool]:
+    """The questions, and whether it is a single one: those beside the pictures, else what was asked."""
+    own = [text for text in beside if text is not None]
+    if own and asked is not None:
+        raise Misuse("There are questions beside the pictures, and `question` is given too; choose one.")
+    if asked is None and None in beside:
+        raise Misuse(f"Picture {beside.index(None)} has no question; give `question`, or {{'image': ..., 'question': ...}}.")
+    if asked is None:
+        return own, one_picture
+    values, single = as_list(asked)
+    return [_text("question", each, n) for n, each in enumerate(values)], single
 
 
 def _each(name: str, given: Any, number: int) -> list[str | None]:

@@ -204,7 +204,9 @@ class Generator:
         whole = settings.max_counts == POSITIONS or settings.decoding.rule == TRANSFORMERS
         if isinstance(config, Blip2LlmConfig) and not isinstance(config.llm, T5Config) and whole:
             queries = np.full((len(ids), config.qformer.queries), -1, np.int64)
-            return np.concatenate([queries, np.where(mask > 0, ids, -1)], axis=1)
+            # transformers 5.x counts padding as a word that was there, so its penalty depends on the batch.
+            words = ids if settings.decoding.rule == TRANSFORMERS else np.where(mask > 0, ids, -1)
+            return np.concatenate([queries, words], axis=1)
         return np.tile(np.array(self.words.start_ids, np.int64), (len(ids), 1))
 
 

@@ -8,13 +8,9 @@ spaCy model that nobody has offline; no evaluation of VQA v2 asks for it, and it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from models.config import BlipCaptionConfig, Config
-from models.errors import Misuse, UserError
-from preprocess.annotations import load_json
-from preprocess.checked import checked_list, checked_text
+from models.errors import Misuse
 from preprocess.questions import pre_question
 from preprocess.text import pre_caption
 from preprocess.wordpiece_words import WordpieceWords
@@ -54,15 +50,5 @@ def paired(count: int, texts: Sequence[str], what: str, parted: bool = False) ->
     one of them may hold a comma of its own."""
     if len(texts) != count:
         hint = f" Commas part them: if one holds a comma, give all in --{what}-file, one a line." if parted else ""
-        raise Misuse(
-            f"--images names {count} pictures, and there are {len(texts)} {what}: expected one {what[:-1]} for each.{hint}"
-        )
+        raise Misuse(f"--images names {count}, --{what} {len(texts)}: expected one {what[:-1]} for each picture.{hint}")
     return list(texts)
-
-
-def read_answers(path: Path) -> list[str]:
-    """The answers to choose from, a JSON list of texts. Raises UserError that says what was found instead."""
-    if not path.is_file():
-        raise UserError(f"There is no file {path}; --answer-list takes a JSON list of answers.")
-    values: list[Any] = checked_list(load_json(path, "a JSON list of answers"), f"{path} holds", "answers")
-    return [checked_text(value, str(path), f"answer {number}") for number, value in enumerate(values)]

@@ -87,8 +87,13 @@ def described(job: Job) -> str:
     """What is asked for, and the options that decide the texts, on one line."""
     content = job.how.content()
     silent = {"as", "answers", *(() if content.get("do_sample") else ("seed", *SAMPLED))}
-    values = ", ".join(f"{name} {value!r}" for name, value in content.items() if name not in silent)
+    values = ", ".join(f"{name} {value!r:.80}" for name, value in content.items() if name not in silent)
     return f"{len(job.requests):,} {job.stage} as {content['as']}: {values}."
+
+
+def on_one_line(text: str) -> str:
+    """What a terminal shows of a text that a model wrote: nothing in it moves the cursor or changes colours."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def spoken(run: Run, generated: list[Row]) -> str:

@@ -13,6 +13,7 @@ from models.errors import Misuse
 from preprocess.annotations import is_text
 from preprocess.dataset import VqaData, read_vqa
 from preprocess.lines import read_lines
+from preprocess.questioned import read_answer_list
 from runtime import text_run
 from runtime.generation_presets import OPTIONS, settings_for
 from runtime.generator import Request
@@ -22,10 +23,10 @@ from runtime.listed import Listed, list_pictures
 from runtime.model import count
 from runtime.onnx_session import available_provider
 from runtime.outputs import ANSWERS, VQA
-from runtime.prompts import paired, question_prompt, read_answers, split_at_commas
+from runtime.prompts import paired, question_prompt, split_at_commas
 from runtime.rows import Row
 from runtime.run import refuse_mixed, refuse_model
-from runtime.text_run import Job, reader, run_texts
+from runtime.text_run import Job, on_one_line, reader, run_texts
 
 RANKED = ("prompt", "clean_prompt", "num_return")  # the options that ranking reads
 
@@ -63,7 +64,7 @@ def run_vqa(options: Options, say: Callable[[str], None]) -> manifest.Manifest:
     refuse_model(graphs, VQA)
     available_provider(options.provider)
     asked = _listed(options) if options.images is not None else _of_data(options, graphs)
-    answers = None if options.answer_list is None else read_answers(options.answer_list)
+    answers = None if options.answer_list is None else read_answer_list(options.answer_list)
     more = (answers, options.inference, options.k_test, options.attend_padding, asked.answers)
     how = how_for(graphs, options.preset, options.asked, *more)
     prompts = [question_prompt(text, how.settings, graphs.config.protocol.max_words) for text in asked.texts]
@@ -86,7 +87,7 @@ def run_vqa(options: Options, say: Callable[[str], None]) -> manifest.Manifest:
     if options.images is not None:
         for row in rows:
             image = asked.data.images[asked.pictures[row["question"]]]["image"]
-            say(f"{image}: {asked.texts[row['question']]} {' | '.join(row['texts'])}")
+            say(on_one_line(f"{image}: {asked.texts[row['question']]} {' | '.join(row['texts'])}"))
     return done
 
 

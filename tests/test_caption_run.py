@@ -21,6 +21,7 @@ from preprocess.spaces import clean_up
 from runtime import text_run
 from runtime.listed import ids_of
 from runtime.outputs import CaptionOutputs, read_caption
+from runtime.text_run import on_one_line
 from tests import chain
 from tests.generators import export_generator
 from tests.text_graphs import CONFIGS, TorchDecoder, call_run, caption_data, chain_of, stand_in
@@ -208,7 +209,7 @@ def test_pictures_on_the_command_line(make: Make, kind: str) -> None:
     outputs = read_caption(made.out)
     assert [row["prompt"] for row in outputs.generated] == [*PROMPTS]
     for row in outputs.generated:
-        assert f"{made.root}/images/{row['image']}.png: {row['texts'][0]}\n" in printed
+        assert f"{made.root}/images/{row['image']}.png: {on_one_line(row['texts'][0])}\n" in printed
     assert [each["image_id"] for each in outputs.captions] == list(range(7))
     assert outputs.run["data"]["images"][0]["sha256"] == manifest.file_record(made.root / "images" / "0.png")["sha256"]
     file = made.prompts(*(prompt or "on" for prompt in PROMPTS))
@@ -398,3 +399,7 @@ def test_real_graphs_say_what_the_model_says(static: Path, tmp_path: Path, monke
 
 def test_use_past_is_kept_in_the_manifest(captioner: Made) -> None:
     assert captioner.captions("--use-past", "false").run["backend"]["use_past"] is False
+
+
+def test_nothing_moves_the_cursor() -> None:
+    assert on_one_line("a\x1b[31mb\nc\x02é 狗") == "a [31mb c é 狗"

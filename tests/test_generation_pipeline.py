@@ -101,6 +101,9 @@ def test_forms_of_answers(make: Callable[[str], Made]) -> None:
     assert ask([], []) == ask([], QUESTIONS[0]) == ask(made.paths[0], []) == []
     many = ask(made.paths[0], QUESTIONS)
     assert [row[0]["answer"] for row in many] == [ask(made.paths[0], question)[0]["answer"] for question in QUESTIONS]
+    asked = [{"image": made.paths[0], "question": question} for question in QUESTIONS]
+    assert [row[0]["answer"] for row in ask(asked)] == [row[0]["answer"] for row in many]
+    assert ask(asked[1]) == ask(made.paths[0], QUESTIONS[1])
     both = ask(made.paths[:2], QUESTIONS[0])
     assert [row[0]["answer"] for row in both] == [ask(path, QUESTIONS[0])[0]["answer"] for path in made.paths[:2]]
     scores = [entry["score"] for entry in ask(made.paths[0], QUESTIONS[0], top_k=3)]
@@ -197,7 +200,11 @@ MISUSE: list[tuple[str, Callable[[Made], Any], str]] = [
     ("vqa", lambda m: m.asker(answer_list=ANSWERS, k_test=0), "k_test is 0; expected a whole number above 0."),
     ("vqa", lambda m: m.asker(answer_list=ANSWERS, num_beams=3), "num_beams is read with the inference 'generate' alone"),
     ("vqa", lambda m: m.asker()(m.paths[:2], ["a"]), "2 pictures and 1 questions; expected one for each, or one for all."),
-    ("vqa", lambda m: m.asker()(m.paths[0], None), "question 0 is None"),
+    ("vqa", lambda m: m.asker()(m.paths[0], [None]), "question 0 is None"),
+    ("vqa", lambda m: m.asker()(m.paths[0]), "Picture 0 has no question; give `question`, or {'image': ..., 'question': ...}."),
+    ("vqa", lambda m: m.asker()([{"image": m.paths[0], "question": "a"}, m.paths[1]]), "Picture 1 has no question"),
+    ("vqa", lambda m: m.asker()({"image": m.paths[0], "question": "a"}, "b"), "There are questions beside the pictures, and"),
+    ("vqa", lambda m: m.asker()({"image": m.paths[0], "prompt": "a"}), "expected 'image', and 'question' where it has one"),
     ("vqa", lambda m: m.asker()(m.paths[0], "a", top_k=0), "top_k is 0; expected a whole number above 0."),
     ("vqa", lambda m: m.asker()(m.paths[0], "a", top_k=4), "num_return 4 is above num_beams 3"),
     ("opt", lambda m: m.asker(inference="rank", answer_list=ANSWERS), "Only BLIP ranks answers"),

@@ -19,10 +19,10 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from models.errors import UserError
-from preprocess.sentencepiece_words import LLAMA, LLAMA_WITH_BOS, RULES, T5, VICUNA, SentenceRules, SentenceWords
+from preprocess.sentencepiece_words import LLAMA, RULES, T5, VICUNA, SentenceRules, SentenceWords
 from preprocess.spaces import clean_up
 from tests.test_text import ODD
-from tests.vocabularies import SENTENCEPIECE, write_sentencepiece
+from tests.vocabularies import LLAMA_WITH_BOS, SENTENCEPIECE, write_sentencepiece
 from tests.vocabularies import T5 as T5_SIZE
 from tests.vocabularies import VICUNA as VICUNA_SIZE
 

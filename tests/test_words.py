@@ -14,11 +14,10 @@ import pytest
 
 from models.errors import UserError
 from preprocess.padding import left_padded, right_padded
-from preprocess.sentencepiece_words import LLAMA_WITH_BOS
 from preprocess.spaces import clean_up
 from preprocess.words import KINDS, SPARE, Words, check_size, find_vocabulary, load_words
 from tests import vocabularies
-from tests.vocabularies import write_bpe, write_sentencepiece, write_wordpiece
+from tests.vocabularies import LLAMA_WITH_BOS, write_bpe, write_sentencepiece, write_wordpiece
 
 WRITE: dict[str, Callable[[Path], Path]] = {
     "bert": write_wordpiece,

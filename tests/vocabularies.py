@@ -19,9 +19,13 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from preprocess.sentencepiece_words import SentenceRules
+
 WORDPIECE, WORDPIECE_BLIP = 30, 32
 BPE_SIZE = 300
 SENTENCEPIECE = {"llama": 320, "baichuan": 360, "t5": 60}
+# What transformers' LlamaTokenizer does of itself, and so its BLIP-2 with a LLaMA.
+LLAMA_WITH_BOS = SentenceRules(("<unk>", "<s>", "</s>"), first=(1,), last=(), pad_id=0, start_ids=(1,), stop_ids=(2,))
 VICUNA, T5 = SENTENCEPIECE["llama"] + 1, SENTENCEPIECE["t5"] + 100
 
 SENTENCES = [
