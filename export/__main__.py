@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from export.targets import ATC, DEFAULT_OPSET, OPSETS, ORT, TARGETS
+from export.targets import ASCEND, DEFAULT_OPSET, OPSETS, ORT, REWRITES, STATIC, TARGETS
 from models import presets
 from models.config import Blip2LlmConfig, BlipVqaConfig, Config, RetrievalConfig
 from models.config_file import from_file
 from models.errors import Command, Misuse, extra
 from models.llm_config import T5Config
 from models.spec import graph_specs
+
+OPSETS_SAID = ", ".join(f"{opset} for {target}" for target, opset in DEFAULT_OPSET.items())
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -56,31 +58,35 @@ from models.spec import graph_specs
     "--target",
     type=click.Choice(TARGETS),
     default=ORT,
-    help="ort: dynamic axes, for ONNX Runtime. atc: fixed axes, for Ascend's converter.",
+    help="ort: dynamic axes, for ONNX Runtime. ascend: fixed axes but the batch, which blip-atc fixes for Ascend's converter. "
+    "atc: all axes fixed.",
 )
-@click.option(
-    "--opset", type=int, default=None, help=f"ONNX opset.  [default: {DEFAULT_OPSET[ORT]} for ort, {DEFAULT_OPSET[ATC]} for atc]"
-)
+@click.option("--opset", type=int, default=None, help=f"ONNX opset.  [default: {OPSETS_SAID}]")
 @click.option("--batchsize", type=click.IntRange(min=1), default=None, help="Fixed batch, --target atc only.  [default: 1]")
 @click.option(
     "--length",
     type=click.IntRange(min=3),
     default=None,
-    help="Fixed length of captions, questions or prompts in tokens, for graphs and data, --target atc only.  "
+    help="Fixed length of captions, questions or prompts in tokens, for graphs and data, --target atc and ascend only.  "
     "[default: the model's]",
 )
 @click.option(
     "--beams",
     type=click.IntRange(min=1),
     default=None,
-    help="Fixed number of texts that are written at once for one prompt, --target atc only.  [default: 1]",
+    help="Fixed number of texts that are written at once for one prompt, --target atc and ascend only.  [default: 1]",
 )
 @click.option(
     "--slots",
     type=click.IntRange(min=1),
     default=None,
-    help="Places of the buffer for what the decoder has read and written, --target atc only.  "
+    help="Places of the buffer for what the decoder has read and written, --target atc and ascend only.  "
     "[default: the longest prompt and 30 words]",
+)
+@click.option(
+    "--rewrites",
+    default=None,
+    help=f"Forms of the same computation for an NPU, with commas between: {', '.join(REWRITES)}; --target atc and ascend only.",
 )
 def main(
     model: str | None,
@@ -97,6 +103,7 @@ def main(
     length: int | None,
     beams: int | None,
     slots: int | None,
+    rewrites: str | None,
 ) -> None:
     """Cut the model in CHECKPOINT into ONNX graphs and say how far each is from it."""
     if (model is None) == (config_file is None):
@@ -107,23 +114,36 @@ def main(
     opset = DEFAULT_OPSET[target] if opset is None else opset
     if opset not in OPSETS[target]:
         raise Misuse(f"--target {target} writes opsets {OPSETS[target][0]} to {OPSETS[target][-1]}, asked was {opset}.")
-    if target == ORT and (batchsize or length):
+    static, forms = target in STATIC, _rewrites(rewrites)
+    if not static and (batchsize or length):
         raise Misuse(
             "--batchsize and --length fix axes, which only --target atc does; the graphs of --target ort take any batch."
         )
-    if (beams or slots) and (target == ORT or isinstance(config, RetrievalConfig)):
-        raise Misuse("--beams and --slots fix axes of graphs that write words, which only --target atc does.")
+    if target == ASCEND and batchsize:
+        raise Misuse("--target ascend leaves the batch open: give --batchsize to blip-atc, or --target atc here.")
+    if (beams or slots) and (not static or isinstance(config, RetrievalConfig)):
+        raise Misuse("--beams and --slots fix axes of graphs that write words, which only --target atc and ascend do.")
+    if forms and not static:
+        raise Misuse("--rewrites are of graphs for Ascend: give --target ascend, or leave them out.")
     if length:
         config = _shortened(config, length)
-    known = graph_specs(config, static=target == ATC)
+    known = graph_specs(config, static=static)
     # Each once, however often it was typed.
     names = list(dict.fromkeys(name.strip() for name in graphs.split(","))) if graphs is not None else list(known)
     with extra("torch"):
         from export.write import Options, write_graphs
     called = presets.ALIASES.get(model, model) if model else str(config_file)
     files = (checkpoint, vit_checkpoint, llm_checkpoint, tokenizer, out)
-    write_graphs(Options(called, config, *files, names, target, opset, batchsize or 1, beams or 1, slots), click.echo)
+    write_graphs(Options(called, config, *files, names, target, opset, batchsize or 1, beams or 1, slots, forms), click.echo)
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
+
+
+def _rewrites(given: str | None) -> list[str]:
+    """Each once, in the order they are named. Raises Misuse for one that is none."""
+    names = list(dict.fromkeys(name.strip() for name in given.split(","))) if given is not None else []
+    if unknown := [name for name in names if name not in REWRITES]:
+        raise Misuse(f"There is no rewrite {unknown[0]!r}; known rewrites: {', '.join(REWRITES)}.")
+    return names
 
 
 def _shortened(config: Config, length: int) -> Config:

@@ -27,6 +27,11 @@ class Sizes(NamedTuple):
         """The graph with its axes set to these."""
         return spec.bind(self.batch, self.length, **self.others)
 
+    def opened(self, spec: GraphSpec) -> GraphSpec:
+        """The same with its batch left open."""
+        # Bound with a name for a number, which leaves the axes that depend on the batch as they are written.
+        return spec.bind(BATCH, self.length, **self.others)  # type: ignore[arg-type]
+
     def shown(self, spec: GraphSpec) -> str:
         """The sizes of the axes that the graph has, where these are not numbers: (3, 12) of batch and text, (B3 L1 P4)."""
         if not self.others:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-ORT, ATC = "ort", "atc"
-TARGETS = (ORT, ATC)
-# 13 is read by every CANN release from 5.0.4 on; 18 is what the dynamo exporter builds.
-DEFAULT_OPSET = {ORT: 18, ATC: 13}
-OPSETS = {ORT: range(18, 24), ATC: range(11, 19)}
+ORT, ATC, ASCEND = "ort", "atc", "ascend"
+TARGETS = (ORT, ATC, ASCEND)
+STATIC = (ATC, ASCEND)  # all axes fixed, in ASCEND but the batch, which blip-atc fixes; buffers that the caller fills
+# 13 is read by every CANN release from 5.0.4 on, 17 from CANN 7 on; 18 is what the dynamo exporter builds.
+DEFAULT_OPSET = {ORT: 18, ATC: 13, ASCEND: 17}
+OPSETS = {ORT: range(18, 24), ATC: range(11, 19), ASCEND: range(11, 19)}
+
+# Other forms of the same computation, see export/rewrites.py.
+ROWS, PACKED, PADDED, TANH_GELU = "rows", "packed", "padded", "tanh-gelu"
+REWRITES = (ROWS, PACKED, PADDED, TANH_GELU)

@@ -1,8 +1,8 @@
 """A module and its GraphSpec to one checked ONNX file.
 
-Two targets from the same modules. `ort`: batch and text length dynamic, torch's dynamo exporter, opset 18. `atc`: all
-axes fixed, the TorchScript exporter, which alone honours the opsets that ATC reads (the dynamo exporter, asked for 13,
-warns and writes 18). Both leave the weights out; export/weights.py puts them in at the end.
+From the same modules. `ort`: batch and text length dynamic, torch's dynamo exporter, opset 18. `atc`: all axes fixed, the
+TorchScript exporter, which alone honours the opsets that ATC reads (the dynamo exporter, asked for 13, warns and writes
+18). `ascend`: the same with the batch left open. All leave the weights out; export/weights.py puts them in at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -24,34 +24,60 @@ from torch import Tensor, nn
 
 from export.graphs import Graph
 from export.hollow import hollow
-from export.targets import ORT
-from export.weights import attach, fold, weights_of
+from export.packed import pack
+from export.rewrites import Forms, pad_tokens
+from export.targets import ORT, PACKED
+from export.weights import Weights, attach, fold, weights_of
 from models.errors import UserError
 from models.spec import GraphSpec, TensorSpec
 
 
-def write_onnx(module: Graph, spec: GraphSpec, inputs: dict[str, Tensor], path: Path, target: str, opset: int) -> int:
+def write_onnx(
+    module: Graph,
+    spec: GraphSpec,
+    inputs: dict[str, Tensor],
+    path: Path,
+    target: str,
+    opset: int,
+    rewrites: Collection[str] = (),
+) -> int:
     """Export `module`, simplify, check against `spec`, write `path`; returns the number of nodes.
 
     Args:
-        spec: symbolic axes stay dynamic (target ort only); fixed axes must be those of `inputs`.
+        spec: symbolic axes stay dynamic (target ascend: the batch alone); fixed axes must be those of `inputs`.
         inputs: example inputs by name; their shapes matter, and their values only as far as they are possible.
         opset: what is asked, read back from the file and compared.
+        rewrites: of export.targets.REWRITES, for the static targets.
 
     Raises:
         UserError: when the graph written is not the graph asked for.
     """
-    args = tuple(inputs[t.name] for t in spec.inputs)
-    empty = hollow(module)
-    with _quiet():
-        model = _trace_dynamic(empty, spec, args, opset) if target == ORT else _trace_static(empty, spec, args, opset)
-        weights = fold(model, weights_of(module))
-        model = simplified(model)
+    model, weights = traced(module, spec, inputs, target, opset, rewrites)
     attach(model, weights, path)
     _name_axes(model, spec)
     check(model, spec, opset)
     onnx.save_model(model, str(path))
     return len(model.graph.node)
+
+
+def traced(
+    module: Graph, spec: GraphSpec, inputs: dict[str, Tensor], target: str, opset: int, rewrites: Collection[str] = ()
+) -> tuple[onnx.ModelProto, Weights]:
+    """The graph of `module`, simplified, its weights inputs of it, and these. Arguments as of `write_onnx`."""
+    args = tuple(inputs[t.name] for t in spec.inputs)
+    empty = hollow(module)
+    with _quiet():
+        if target == ORT:
+            model = _trace_dynamic(empty, spec, args, opset)
+        else:
+            pad_tokens(empty, rewrites)
+            with Forms(rewrites):
+                model = _trace_static(empty, spec, args, opset)
+        weights = fold(model, weights_of(module))
+        model = simplified(model)
+        if PACKED in rewrites:
+            weights = pack(model, weights)
+    return model, weights
 
 
 def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -124,19 +150,28 @@ def _trace_static(module: nn.Module, spec: GraphSpec, args: tuple[Tensor, ...], 
             opset_version=opset,
             input_names=[t.name for t in spec.inputs],
             output_names=[t.name for t in spec.outputs],
+            dynamic_axes={t.name: _open(t) for t in (*spec.inputs, *spec.outputs)},
             export_params=False,
             do_constant_folding=False,  # it would fold weights, and lose what it made of them
         )
         return onnx.load(path)
 
 
+def _open(tensor: TensorSpec) -> dict[int, str]:
+    """The axes that stay open, by a name that the exporter takes."""
+    return {at: dim.replace("*", "") for at, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+
+
 def _name_axes(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Give the dynamic axes the names of the spec: the exporter calls them s23 or s23*s27."""
-    for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+    """Give the dynamic axes the names of the spec: the exporter calls them s23 or s23*s27. Sizes of outputs that an open batch
+    kept it from seeing are set; what comes out is compared when parity is measured."""
+    for values, tensors, given in ((model.graph.input, spec.inputs, True), (model.graph.output, spec.outputs, False)):
         for value, tensor in zip(values, tensors, strict=False):
             for axis, dim in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=False):
                 if isinstance(dim, str) and not axis.HasField("dim_value"):
                     axis.dim_param = dim
+                elif isinstance(dim, int) and not (given or axis.HasField("dim_value")):
+                    axis.dim_value = dim
 
 
 def _read(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -58,7 +58,7 @@ def fold(model: onnx.ModelProto, weights: Weights) -> Weights:
             left.append(node)
     used = {name for node in left for name in node.input}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    inputs += [_value_info(name, value) for name, value in folded.items() if name in used]
+    inputs += [value_info(name, value) for name, value in folded.items() if name in used]
     del model.graph.node[:], model.graph.input[:]
     model.graph.node.extend(left)
     model.graph.input.extend(inputs)
@@ -99,7 +99,8 @@ def _widened(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32, order="C") if value.dtype in HALVES else value
 
 
-def _value_info(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
+def value_info(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
+    """A weight as an input of the graph."""
     dtype = np.dtype(np.float32) if value.dtype in HALVES else value.dtype
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), value.shape)
 

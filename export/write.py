@@ -11,11 +11,11 @@ import torch
 
 from export import sizes
 from export.graphs import module_for
-from export.parity import Parity, cases_for, measure, refuse_beyond
+from export.parity import Parity, bound_of, cases_for, measure, refuse_beyond
 from export.random_scene import Model
 from export.sizes import Sizes
-from export.targets import ATC
-from export.to_onnx import write_onnx
+from export.targets import ASCEND, STATIC
+from export.to_onnx import traced, write_onnx
 from models import manifest
 from models.checkpoint import LoadReport, load_generator, load_model
 from models.config import Blip2LlmConfig, Config, RetrievalConfig
@@ -46,11 +46,17 @@ class Options:
     batchsize: int = 1  # of a static graph
     beams: int = 1  # sequences of each prompt, of a static graph
     slots: int | None = None  # of the buffer of a static graph; None for as many as usual
+    rewrites: Sequence[str] = ()  # of export.targets.REWRITES, of a static graph
+
+    @property
+    def is_static(self) -> bool:
+        """Whether graphs that write words have a buffer that the caller fills."""
+        return self.target in STATIC
 
 
 def write_graphs(options: Options, say: Callable[[str], None]) -> list[Parity]:
     """Write `options.out`; returns the measured differences. Raises UserError and leaves nothing when one is too large."""
-    fixed = sizes.fixed(options.config, options.batchsize, options.beams, options.slots) if options.target == ATC else None
+    fixed = sizes.fixed(options.config, options.batchsize, options.beams, options.slots) if options.is_static else None
     specs = wanted_specs(options)
     words = _words(options)
     model, report = _load(options)
@@ -70,7 +76,7 @@ def write_graphs(options: Options, say: Callable[[str], None]) -> list[Parity]:
 
 def wanted_specs(options: Options) -> list[GraphSpec]:
     """The specs of the graphs asked for, their axes symbolic. Raises Misuse for an unknown name."""
-    known = graph_specs(options.config, static=options.target == ATC)
+    known = graph_specs(options.config, static=options.is_static)
     if unknown := [name for name in options.graphs if name not in known]:
         raise Misuse(f"There is no graph {unknown[0]!r}; known graphs: {', '.join(known)}.")
     return [spec for name, spec in known.items() if name in options.graphs]
@@ -106,18 +112,27 @@ def _write_one(
     module, path = module_for(spec.name, model, static=fixed is not None), folder / f"{spec.name}.onnx"
     if fixed:
         fixed = sizes.of_graph(fixed, spec.name)
-        spec = example = fixed.bind(spec)
-        cases = [fixed] * 2
+        example, cases = fixed.bind(spec), [fixed] * 2
+        if options.target == ASCEND:
+            spec, cases = fixed.opened(spec), [fixed, fixed._replace(batch=3 * fixed.batch)]
+        else:
+            spec = example
     else:
         example, cases = sizes.traced(options.config).bind(spec), cases_for(spec, options.config)
-    nodes = write_onnx(module, spec, blank_inputs(example), path, options.target, options.opset)
-    measured = measure(model, module, spec, path, cases)
+    inputs = blank_inputs(example)
+    nodes = write_onnx(module, spec, inputs, path, options.target, options.opset, options.rewrites)
+    measured = measure(model, module, spec, path, cases, bound_of(spec.name, options.rewrites))
     rows += measured
     size = sum(p.stat().st_size for p in folder.glob(f"{path.name}*"))
     for row in _worst_of_layers(measured):
         said = f"{row.max_abs:.1e}  {row.max_rel:.1e}  {row.cases}"
         say(f"{row.graph:<16} {row.output:<16} {nodes:>6} {size / 1e6:>9.1f}  {said}")
-    return {**spec_to_dict(spec), "file": path.name, "nodes": nodes}
+    content = {**spec_to_dict(spec), "file": path.name, "nodes": nodes}
+    if not options.rewrites:
+        return content
+    plain = len(traced(module, spec, inputs, options.target, options.opset)[0].graph.node)
+    say(f"{spec.name:<16} {', '.join(options.rewrites)}: {nodes} nodes, {plain} without")
+    return {**content, "nodes_without_rewrites": plain}
 
 
 def blank_inputs(spec: GraphSpec) -> dict[str, torch.Tensor]:
@@ -160,7 +175,8 @@ def _content(
         "checkpoint": _checkpoint(report),
         "temperature": report.temperature,
         "target": options.target,
-        **({"sizes": _said(fixed)} if fixed else {}),
+        **({"sizes": _said(fixed, options.target)} if fixed else {}),
+        **({"rewrites": list(options.rewrites)} if options.rewrites else {}),
         "opset": options.opset,
         "precision": "float32",
         "graphs": graphs,
@@ -169,8 +185,8 @@ def _content(
     }
 
 
-def _said(fixed: Sizes) -> dict[str, int]:
-    named = {"batchsize": fixed.batch, "length": fixed.length}
+def _said(fixed: Sizes, target: str) -> dict[str, int]:
+    named = {"length": fixed.length} if target == ASCEND else {"batchsize": fixed.batch, "length": fixed.length}
     return named | {name: fixed.others[at] for name, at in (("beams", BEAMS), ("slots", SLOTS)) if at in fixed.others}
 
 

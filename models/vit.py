@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.bert import MASKED
 from models.config import EVA, VisionConfig
 
 
@@ -27,23 +28,25 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.width, self.heads = width, heads
         self.scale = (width // heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x` (B, T, D) looks at itself; `bias` (T,) is added to the scores of the tokens looked at."""
         # Written out instead of scaled_dot_product_attention: opset 13 has no such operator, and a scale folded into
         # the weights was once mistaken for another pattern by a graph fusion (silently wrong numbers).
         # Three products instead of one: taking a packed result apart costs ONNX Runtime 4 % of the whole ViT.
         q, k, v = (self.project(x, part) for part in range(3))  # (B, H, T, K)
-        weights = ((q * self.scale) @ k.transpose(2, 3)).softmax(dim=3)  # (B, H, T, T)
+        scores = (q * self.scale) @ k.transpose(2, 3)  # (B, H, T, T)
+        weights = (scores if bias is None else scores + bias).softmax(dim=3)  # (B, H, T, T)
         y: Tensor = self.proj((weights @ v).transpose(1, 2).flatten(2))  # (B, T, D)
         return y
 
     def project(self, x: Tensor, part: int) -> Tensor:
         """Queries (part 0), keys (1) or values (2)."""
-        width = x.shape[2]
+        width = self.width
         rows = slice(part * width, (part + 1) * width)  # a slice of a weight is folded into a weight, a chunk is not
         y = F.linear(x, self.qkv.weight[rows], self.bias(part, rows))  # (B, T, D)
         return y.reshape(x.shape[0], -1, self.heads, width // self.heads).transpose(1, 2)  # (B, H, T, K)
@@ -84,8 +87,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(cfg.width, eps=cfg.eps)
         self.mlp = Mlp(cfg.width, cfg.mlp)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), bias)
         x = x + self.mlp(self.norm2(x))
         return x  # (B, T, D)
 
@@ -100,12 +103,17 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, cfg.tokens, cfg.width))
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.depth))
         self.norm = nn.Identity() if cfg.kind == EVA else nn.LayerNorm(cfg.width, eps=cfg.eps)
+        self.spare = 0  # tokens that are added, and that nothing looks at: see export/rewrites.py
 
     def forward(self, image: Tensor) -> Tensor:
         patches = self.patch_embed(image)  # (B, T - 1, D)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
         x = torch.cat([cls, patches], dim=1) + self.pos_embed  # (B, T, D)
+        tokens, bias = x.shape[1], None
+        if self.spare:
+            x = F.pad(x, (0, 0, 0, self.spare))  # (B, T + spare, D)
+            bias = MASKED * (torch.arange(tokens + self.spare, device=x.device) >= tokens).to(x.dtype)  # (T + spare,)
         for block in self.blocks:
-            x = block(x)
-        y: Tensor = self.norm(x)  # (B, T, D)
+            x = block(x, bias)
+        y: Tensor = self.norm(x[:, :tokens] if self.spare else x)  # (B, T, D)
         return y

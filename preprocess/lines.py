@@ -31,9 +31,8 @@ def read_lines(path: Path, expected: str) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt in each line, as it stands there. Raises UserError when a line is blank."""
-    prompts = read_lines(path, "one prompt in each line")
-    return [checked_text(prompt, f"{path}, line {number}", "the prompt") for number, prompt in enumerate(prompts, 1)]
+    """One prompt in each line, as it stands there; a blank line is an empty prompt. Raises UserError as `read_lines`."""
+    return read_lines(path, "one prompt in each line")
 
 
 def read_flickr(path: Path, split: str) -> list[tuple[str, list[str]]]:

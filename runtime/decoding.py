@@ -19,6 +19,7 @@ TRANSFORMERS = "transformers"  # 5.x
 RULES = (ORIGINAL, ORIGINAL_BLIP, TRANSFORMERS)
 NEVER = "never"  # of early_stopping
 
+MOST_BEAMS = 64  # a mistake beyond: each has keys and values of its own
 # Beyond these a penalty leaves float32 before it is of use to anybody.
 LENGTH_PENALTY = 10.0
 REPETITION_PENALTY = (1e-3, 1e3)
@@ -90,6 +91,8 @@ def check(options: Decoding) -> None:
         raise Misuse(f"There is no rule {options.rule!r:.60}; known rules: {', '.join(RULES)}.")
     if not (isinstance(options.early_stopping, bool) or options.early_stopping == NEVER):
         raise Misuse(f"early_stopping is {options.early_stopping!r:.60}; expected True, False or {NEVER!r}.")
+    if options.num_beams > MOST_BEAMS:
+        raise Misuse(f"num_beams is {options.num_beams:,}; expected at most {MOST_BEAMS}.")
     _ranges(options)
     if options.min_length > options.max_length:
         raise Misuse(f"min_length {options.min_length} is above max_length {options.max_length}.")

@@ -206,7 +206,10 @@ def _questions(beside: list[str | None], asked: Any, one_picture: bool) -> tuple
     if asked is None:
         return own, one_picture
     values, single = as_list(asked)
-    return [_text("question", each, n) for n, each in enumerate(values)], single
+    texts = [_text("question", each, n) for n, each in enumerate(values)]
+    if blank := [n for n, text in enumerate(texts) if not text.strip()]:
+        raise Misuse(f"question {blank[0]} is blank; expected a text.")
+    return texts, single
 
 
 def _each(name: str, given: Any, number: int) -> list[str | None]:

@@ -84,13 +84,17 @@ TABLE: dict[tuple[str, str, tuple[str, ...]], Defaults] = {
     (PADDLEMIX, CAPTION, (OPT, LLAMA, T5)): Defaults("a photo of ", 1, 30, 8, NEW, NEW, top_k=0),
     (PADDLEMIX, VQA, (OPT, LLAMA, T5)): Defaults(SHORT, 1, 10, 1, NEW, NEW, length_penalty=0.0, top_k=0),
     (MINDFORMERS, CAPTION, (LLAMA, BAICHUAN, VICUNA)): _MINDFORMERS,
-    (MINDFORMERS, VQA, (LLAMA, BAICHUAN, VICUNA)): dataclasses.replace(_MINDFORMERS, prompt="Question: {} Answer:"),
+    # It has no task of questions: they are prompts of its generator, whose echo no official score of answers would take.
+    (MINDFORMERS, VQA, (LLAMA, BAICHUAN, VICUNA)): dataclasses.replace(
+        _MINDFORMERS, prompt="Question: {} Answer:", echo_prompt=False
+    ),
 }
 
 # What may be asked for: the fields of Decoding, and these.
 TEXTUAL = ("prompt", "clean_prompt", "echo_prompt")
 OPTIONS = (*TEXTUAL, *(field.name for field in dataclasses.fields(Decoding)))
 SAMPLED = {"top_k": 0, "top_p": 1.0, "temperature": 1.0}  # what has no effect without do_sample, and its value then
+SEARCHED = {"length_penalty": 1.0, "early_stopping": False}  # what has none without beams
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,9 @@ def settings_for(config: Config, task: str, preset: str | None, asked: Mapping[s
     idle = [name for name, none in SAMPLED.items() if not sampled and asked.get(name, none) != none]
     if idle:
         raise Misuse(f"{idle[0]} is {asked[idle[0]]}, but it is read with do_sample alone. Ask for do_sample, or leave it out.")
+    idle = [name for name, none in SEARCHED.items() if decoding.num_beams == 1 and asked.get(name, none) != none]
+    if idle:
+        raise Misuse(f"{idle[0]} is {asked[idle[0]]}, but it is read with num_beams above 1 alone. Leave it out.")
     new = decoding.rule == TRANSFORMERS
     return Settings(
         preset,

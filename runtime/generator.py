@@ -161,8 +161,9 @@ class Generator:
         return self._cut(prompts)
 
     def _cut(self, prompts: Sequence[str]) -> list[str]:
-        """What is to be said of prompts that are cut, as the original cuts them."""
-        longest = self.config.protocol.max_length
+        """What is to be said of prompts that are cut, as the original cuts them. Raises UserError where graphs of a shorter
+        length would cut them to less than the original does."""
+        longest, original = self.config.protocol.max_length, type(self.config).protocol.max_length
         if isinstance(self.config, BlipVqaConfig):
             assert isinstance(self.words, WordpieceWords)
             lengths = self.words.questions(prompts, sys.maxsize)[1].sum(axis=1)
@@ -171,7 +172,13 @@ class Generator:
         else:
             return []  # a captioner's are not
         cut = int((lengths > longest).sum())
-        return [f"Warning: {cut} prompts are longer than {longest} tokens and are cut, as the original cuts them."] if cut else []
+        if cut and longest < original:
+            raise UserError(
+                f"A prompt has {lengths.max()} tokens, the graphs were exported for {longest}. Shorten it, or export them with "
+                f"--length {min(int(lengths.max()), original)}."
+            )
+        said = f"Warning: {cut} of {len(prompts)} prompts have more than {longest} tokens; they are cut, as the original does."
+        return [said] if cut else []
 
     def _read(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask (N, L) as the decoder takes them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,10 @@ from tests.tiny import TINY, random_model
 
 # The products of tiny models are done before a second thread wakes up; on a busy machine waiting for it costs 50 times more.
 torch.set_num_threads(1)
+
+# A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C: some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ PyTorch stands in for the graphs where the graphs are not what is tested (tests/
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -351,7 +352,7 @@ def test_lost_rows_are_said(captioner: Made, monkeypatch: pytest.MonkeyPatch) ->
 def test_prompts_that_are_cut_are_said(make: Make) -> None:
     opt = make("opt")
     prompts = opt.prompts(*["a photo of"] * 6, "a photo of " * 20)
-    assert "Warning: 1 prompts are longer than 32 tokens and are cut" in opt.run("--prompts-file", prompts)
+    assert "prompts have more than 32 tokens; they are cut, as the original does." in opt.run("--prompts-file", prompts)
     assert "Warning" not in opt.run("--prompts-file", opt.prompts(*["a photo of"] * 7))
 
 
@@ -399,6 +400,15 @@ def test_real_graphs_say_what_the_model_says(static: Path, tmp_path: Path, monke
 
 def test_use_past_is_kept_in_the_manifest(captioner: Made) -> None:
     assert captioner.captions("--use-past", "false").run["backend"]["use_past"] is False
+
+
+def test_short_graphs_do_not_cut(make: Make, generator_graphs: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """A prompt that the original reads whole is no prompt to cut, though graphs for 8 tokens cannot read it."""
+    picture = next((make("opt").root / "images").iterdir())
+    asked = ("--images", picture, "--prompt", "a photo of two cats on a red chair", "--num-beams", 1)
+    found = chain.refusal(call_run("caption", generator_graphs("opt", "atc"), tmp_path / "out", *BRIEF, *asked))
+    assert re.match(r"A prompt has \d+ tokens, the graphs were exported for 8\. Shorten it, or export them with --length", found)
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_nothing_moves_the_cursor() -> None:

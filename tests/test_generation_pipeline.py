@@ -166,7 +166,7 @@ def test_graphs_are_opened_once_and_late(make: Callable[[str], Made], monkeypatc
 
 def test_a_cut_prompt_is_said(make: Callable[[str], Made]) -> None:
     made = make("opt")
-    with pytest.warns(UserWarning, match="1 prompts are longer than 32 tokens and are cut"):
+    with pytest.warns(UserWarning, match="1 of 1 prompts have more than 32 tokens; they are cut"):
         made.writer()(made.paths[0], prompt="a photo of " * 20)
 
 
@@ -174,6 +174,8 @@ MISUSE: list[tuple[str, Callable[[Made], Any], str]] = [
     ("caption", lambda m: m.writer(num_beam=3), "There is no option 'num_beam'. Did you mean 'num_beams'?"),
     ("caption", lambda m: m.writer()(m.paths, topk=3), "There is no option 'topk'. Did you mean 'top_k'?"),
     ("caption", lambda m: m.writer()(m.paths, top_k=3), "it is read with do_sample alone"),
+    ("caption", lambda m: m.writer(num_beams=65), "num_beams is 65; expected at most 64."),
+    ("caption", lambda m: m.writer(num_beams=1, length_penalty=2.0), "it is read with num_beams above 1 alone"),
     ("caption", lambda m: m.writer(preset="mindformers"), "mindformers has no BLIP; presets of this model: blip, lavis."),
     ("caption", lambda m: m.writer(preset=7), "There is no preset 7"),
     ("caption", lambda m: m.writer(use_past="no"), "use_past is 'no'; expected True or False."),
@@ -200,6 +202,7 @@ MISUSE: list[tuple[str, Callable[[Made], Any], str]] = [
     ("vqa", lambda m: m.asker(answer_list=ANSWERS, k_test=0), "k_test is 0; expected a whole number above 0."),
     ("vqa", lambda m: m.asker(answer_list=ANSWERS, num_beams=3), "num_beams is read with the inference 'generate' alone"),
     ("vqa", lambda m: m.asker()(m.paths[:2], ["a"]), "2 pictures and 1 questions; expected one for each, or one for all."),
+    ("vqa", lambda m: m.asker()(m.paths[0], ["a", " "]), "question 1 is blank; expected a text."),
     ("vqa", lambda m: m.asker()(m.paths[0], [None]), "question 0 is None"),
     ("vqa", lambda m: m.asker()(m.paths[0]), "Picture 0 has no question; give `question`, or {'image': ..., 'question': ...}."),
     ("vqa", lambda m: m.asker()([{"image": m.paths[0], "question": "a"}, m.paths[1]]), "Picture 1 has no question"),

@@ -57,7 +57,8 @@ def test_defaults(preset: str, kind: str, task: str) -> None:
         counted.rule,
     ) == WANTED[preset, kind, task]
     assert (counted.num_return, counted.early_stopping, counted.do_sample, counted.temperature) == (1, False, False, 1.0)
-    assert (found.clean_prompt, found.echo_prompt) == ((True, True) if preset == "mindformers" else (False, False))
+    assert found.clean_prompt == (preset == "mindformers")
+    assert found.echo_prompt == (preset == "mindformers" and task == "caption")
 
 
 def test_models_that_lavis_has_not_are_taken_as_opt() -> None:

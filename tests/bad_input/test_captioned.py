@@ -181,7 +181,6 @@ PROMPTS = [
     Case("fewer prompts", FOLDER, ("prompts.txt holds 3 prompts for 4 pictures",), _prompts("a\nb\nc\n")),
     Case("more prompts", FOLDER, ("prompts.txt holds 5 prompts for 4 pictures",), _prompts("a\nb\nc\nd\ne")),
     Case("no prompts", FOLDER, ("prompts.txt is empty",), _prompts("\n")),
-    Case("blank prompt", FOLDER, ("prompts.txt, line 2", "an empty text"), _prompts("a\n \nc\nd\n")),
     Case("prompts not UTF-8", FOLDER, ("prompts.txt is not UTF-8",), _prompts(b"a\n\xff\n")),
     Case("no file of prompts", FOLDER, ("There is no file nowhere.txt",), options("--prompts-file", "nowhere.txt")),
     Case("folder of prompts", FOLDER, ("There is no file", "images"), given("--prompts-file", "images")),

@@ -133,7 +133,6 @@ PROMPTS = [
     Case("no file of prompts", CAPTION, ("nowhere.txt", "one prompt in each line"), options("--prompts-file", "nowhere.txt")),
     Case("empty file of prompts", CAPTION, ("is empty",), _lines("p.txt", "", "--prompts-file")),
     Case("prompts not UTF-8", CAPTION, ("is not UTF-8 text (byte 6)",), _lines("p.txt", b"word1\n\xff\n", "--prompts-file")),
-    Case("blank prompt", CAPTION, ("line 2", "expected a text"), _lines("p.txt", "a\n\nb\n", "--prompts-file")),
     Case("too few prompts", CAPTION, ("holds 2 prompts for 7 pictures",), _lines("p.txt", "a\nb\n", "--prompts-file")),
     Case("prompts from two places", CAPTION, ("Both --prompt and --prompts-file are given",),
          together(_lines("p.txt", "a\n" * 7, "--prompts-file"), options("--prompt", "a")), 2),
