@@ -17,6 +17,10 @@ K_TEST ?=
 QUESTIONS ?=
 CAPTION_OPTIONS ?= $(if $(filter blip-caption-demo,$(MODEL)),--prompt "" --max-length 40)
 ANSWER_OPTIONS ?=
+SOC ?=
+CANN ?= 8
+OM_BATCHSIZE ?= 1,16
+EXPORT_OPTIONS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -30,6 +34,8 @@ LABEL_ARGS := --images "$(LABELLED)"
 CAPTION_ARGS := --batchsize $(BATCHSIZE) $(CAPTION_OPTIONS)
 ANSWER_DATA_ARGS := --images "$(IMAGES)" --questions "$(QUESTIONS)" $(if $(filter file,$(origin ANNOTATIONS)),,--annotations "$(ANNOTATIONS)")
 ANSWER_ARGS := --batchsize $(BATCHSIZE) $(ANSWER_OPTIONS)
+ASCEND_ARGS := $(EXPORT_ARGS) --target ascend $(EXPORT_OPTIONS)
+ATC_ARGS := --batchsize $(OM_BATCHSIZE) --cann $(CANN) $(if $(SOC),--soc $(SOC))
 CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLATE)")
 
 # Mistakes that would otherwise show after minutes of work, or as a message of make about itself.
@@ -54,14 +60,14 @@ PICTURES := $(wildcard $(ANNOTATIONS))
 endif
 
 STEPS := graphs data outputs report label-data label-outputs label-report \
-    caption-data caption-outputs caption-report answer-data answer-outputs answer-report
+    caption-data caption-outputs caption-report answer-data answer-outputs answer-report ascend-graphs om atc
 
 # Without labelled pictures of one's own they are drawn too.
 LABELS := $(if $(filter file,$(origin LABELLED)),$(OUT)/labelled/.made.json,$(wildcard $(LABELLED) $(LABELLED)/*))
 
 # A manifest is there only when its folder is complete: make must not delete it when it is interrupted.
 .PRECIOUS: $(foreach step,$(STEPS),$(OUT)/$(step)/manifest.json) $(OUT)/pictures/test.json
-.PHONY: demo demo-blip2 test lint export data run report classify captions answers bench train train-blip2 clean help FORCE
+.PHONY: demo demo-blip2 test lint export data run report classify captions answers om atc-script bench train train-blip2 clean help FORCE
 .DEFAULT_GOAL := help
 
 demo: report  ## the main job on the embedded model and drawn pictures: prints recall and captions, writes report.html
@@ -88,6 +94,10 @@ captions: $(OUT)/caption-report/manifest.json  ## pictures -> OUT/caption-report
 	@echo "$(OUT)/caption-report/report.html"
 answers: $(OUT)/answer-report/manifest.json  ## QUESTIONS about IMAGES, ANNOTATIONS with their answers -> OUT/answer-report; ANSWER_OPTIONS for blip-run
 	@cat "$(OUT)/answer-report/report.txt"; echo "$(OUT)/answer-report/report.html"
+om: $(OUT)/om/manifest.json  ## CHECKPOINT -> OUT/ascend-graphs -> OUT/om by ATC, for SOC (such as Ascend310P3), CANN and each of OM_BATCHSIZE
+	@echo "$(OUT)/om"
+atc-script: $(OUT)/atc/manifest.json  ## the same as a script, OUT/atc/atc.sh, for a host that has CANN and no Python
+	@echo "$(OUT)/atc/atc.sh"
 bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
 train: $(READY)  ## train the demo's weights again, into OUT/training (takes long)
@@ -106,7 +116,7 @@ clean:  ## remove what the steps wrote to OUT, and nothing else
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*##/  make \1 -/'
 	@echo 'Variables: MODEL CHECKPOINT VIT_CHECKPOINT LLM_CHECKPOINT TOKENIZER IMAGES ANNOTATIONS QUESTIONS LABELLED TEMPLATE BATCHSIZE K_TEST' \
-	    'CAPTION_OPTIONS ANSWER_OPTIONS OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
+	    'CAPTION_OPTIONS ANSWER_OPTIONS EXPORT_OPTIONS SOC CANN OM_BATCHSIZE OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -119,6 +129,15 @@ $(OUT)/pictures/test.json: $(READY) demo/shapes.py demo/scenes.py demo/captions.
 
 $(OUT)/graphs/manifest.json: $(OUT)/.export.args $(wildcard $(CHECKPOINT) $(VIT_CHECKPOINT) $(LLM_CHECKPOINT) $(TOKENIZER)) | $(READY)
 	$(BIN)/python -m export $(EXPORT_ARGS) --out "$(OUT)/graphs"
+
+$(OUT)/ascend-graphs/manifest.json: $(OUT)/.ascend.args $(wildcard $(CHECKPOINT) $(VIT_CHECKPOINT) $(LLM_CHECKPOINT) $(TOKENIZER)) | $(READY)
+	$(BIN)/python -m export $(ASCEND_ARGS) --out "$(OUT)/ascend-graphs"
+
+$(OUT)/om/manifest.json: $(OUT)/.om.args $(OUT)/ascend-graphs/manifest.json
+	$(BIN)/python -m export.atc --graphs "$(OUT)/ascend-graphs" $(ATC_ARGS) --out "$(OUT)/om"
+
+$(OUT)/atc/manifest.json: $(OUT)/.om.args $(OUT)/ascend-graphs/manifest.json
+	$(BIN)/python -m export.atc --graphs "$(OUT)/ascend-graphs" $(ATC_ARGS) --script --out "$(OUT)/atc"
 
 $(OUT)/data/manifest.json: $(OUT)/.data.args $(OUT)/graphs/manifest.json $(PICTURES) | $(READY)
 	$(BIN)/python -m preprocess retrieval $(DATA_ARGS) --graphs "$(OUT)/graphs" --out "$(OUT)/data"
@@ -166,6 +185,8 @@ $(OUT)/answer-report/manifest.json: $(OUT)/answer-outputs/manifest.json | $(READ
 
 # Written only when the text differs, so that what depends on it stays up to date.
 $(OUT)/.export.args: ARGS = $(EXPORT_ARGS)
+$(OUT)/.ascend.args: ARGS = $(ASCEND_ARGS)
+$(OUT)/.om.args: ARGS = $(ATC_ARGS)
 $(OUT)/.data.args: ARGS = $(DATA_ARGS)
 $(OUT)/.run.args: ARGS = $(RUN_ARGS)
 $(OUT)/.labels.args: ARGS = $(LABEL_ARGS)

@@ -88,6 +88,18 @@ OPSETS_SAID = ", ".join(f"{opset} for {target}" for target, opset in DEFAULT_OPS
     default=None,
     help=f"Forms of the same computation for an NPU, with commas between: {', '.join(REWRITES)}; --target atc and ascend only.",
 )
+@click.option(
+    "--audit-fp16",
+    is_flag=True,
+    help="Try float16 on every graph, operation by operation, and list what must stay in float32, for blip-atc --keep; "
+    "--target atc and ascend only.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of pictures to try it on.  [default: random ones]",
+)
 def main(
     model: str | None,
     config_file: Path | None,
@@ -104,6 +116,8 @@ def main(
     beams: int | None,
     slots: int | None,
     rewrites: str | None,
+    audit_fp16: bool,
+    calibration: Path | None,
 ) -> None:
     """Cut the model in CHECKPOINT into ONNX graphs and say how far each is from it."""
     if (model is None) == (config_file is None):
@@ -125,6 +139,10 @@ def main(
         raise Misuse("--beams and --slots fix axes of graphs that write words, which only --target atc and ascend do.")
     if forms and not static:
         raise Misuse("--rewrites are of graphs for Ascend: give --target ascend, or leave them out.")
+    if audit_fp16 and not static:
+        raise Misuse("--audit-fp16 tries float16 on graphs for Ascend: give --target ascend, or leave it out.")
+    if calibration and not audit_fp16:
+        raise Misuse("--calibration names pictures for --audit-fp16; give both, or leave it out.")
     if length:
         config = _shortened(config, length)
     known = graph_specs(config, static=static)
@@ -134,7 +152,8 @@ def main(
         from export.write import Options, write_graphs
     called = presets.ALIASES.get(model, model) if model else str(config_file)
     files = (checkpoint, vit_checkpoint, llm_checkpoint, tokenizer, out)
-    write_graphs(Options(called, config, *files, names, target, opset, batchsize or 1, beams or 1, slots, forms), click.echo)
+    sizes = (batchsize or 1, beams or 1, slots)
+    write_graphs(Options(called, config, *files, names, target, opset, *sizes, forms, audit_fp16, calibration), click.echo)
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
 
 
@@ -154,7 +173,8 @@ def _shortened(config: Config, length: int) -> Config:
         raise Misuse(f"--length {length} is longer than the {texts} of this model, {longest} tokens.")
     if length < longest:
         said = f"--length {length} deviates from the model's protocol, {longest} tokens"
-        click.echo(f"Warning: {said}; longer {texts} will be cut, and the figures will differ.", err=True)
+        then = "will be cut, and the figures will differ" if isinstance(config, RetrievalConfig) else "will be refused"
+        click.echo(f"Warning: {said}; longer {texts} {then}.", err=True)
     return dataclasses.replace(config, protocol=dataclasses.replace(config.protocol, max_length=length))
 
 

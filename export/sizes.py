@@ -51,7 +51,8 @@ def fixed(config: Config, batchsize: int, beams: int, slots: int | None) -> Size
     length = config.protocol.max_length
     if not isinstance(config, GenerationConfig):
         return Sizes(batchsize, length)
-    prompt, longest = prompt_positions(config), decoder_positions(config) - 1
+    longest = decoder_positions(config) - 1
+    prompt = min(prompt_positions(config), longest)
     if slots is None:
         slots = min(prompt + NEW_WORDS, longest)
     if slots < prompt:

@@ -55,6 +55,7 @@ def write_onnx(
     model, weights = traced(module, spec, inputs, target, opset, rewrites)
     attach(model, weights, path)
     _name_axes(model, spec)
+    _name_nodes(model)
     check(model, spec, opset)
     onnx.save_model(model, str(path))
     return len(model.graph.node)
@@ -172,6 +173,15 @@ def _name_axes(model: onnx.ModelProto, spec: GraphSpec) -> None:
                     axis.dim_param = dim
                 elif isinstance(dim, int) and not (given or axis.HasField("dim_value")):
                     axis.dim_value = dim
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give each node a name of its own: ATC's lists of what stays in float32 go by it."""
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        name = node.name or f"{node.op_type}_{number}"
+        node.name = name if name not in taken else f"{name}_{number}"
+        taken.add(node.name)
 
 
 def _read(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from export import sizes
+from export import fp16_audit, sizes
+from export.calibration import feeds_for, read_pictures
+from export.fp16_audit import Audit, audit, write_lists
 from export.graphs import module_for
 from export.parity import Parity, bound_of, cases_for, measure, refuse_beyond
 from export.random_scene import Model
@@ -47,6 +49,8 @@ class Options:
     beams: int = 1  # sequences of each prompt, of a static graph
     slots: int | None = None  # of the buffer of a static graph; None for as many as usual
     rewrites: Sequence[str] = ()  # of export.targets.REWRITES, of a static graph
+    audit: bool = False  # whether float16 is tried on static graphs
+    calibration: Path | None = None  # pictures for it
 
     @property
     def is_static(self) -> bool:
@@ -62,13 +66,22 @@ def write_graphs(options: Options, say: Callable[[str], None]) -> list[Parity]:
     model, report = _load(options)
     for line in report.lines():
         say(line)
+    pictures = read_pictures(options.calibration, options.config) if options.calibration else None
     say(HEADER)
     rows: list[Parity] = []
+    audits: list[Audit] = []
     with manifest.new_folder(options.out, "graphs") as folder:
         written = {}
         for spec in specs:
             written[spec.name] = _write_one(model, spec, fixed, folder, options, rows, say)
+            if fixed and options.audit:
+                feeds = feeds_for(spec.name, model, sizes.of_graph(fixed, spec.name), pictures)
+                audits.append(audit(spec.name, folder / f"{spec.name}.onnx", feeds))
         refuse_beyond(rows)
+        if audits:
+            write_lists(folder, audits)
+            for line in [fp16_audit.HEADER, *(line for each in audits for line in each.lines())]:
+                say(line)
         tokenizer = _copied(words, folder)
         manifest.write(folder, "graphs", _content(options, fixed, written, tokenizer, report, rows))
     return rows

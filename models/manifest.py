@@ -15,7 +15,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ NAME = "manifest.json"
 MADE_WITH = {
     "data": "blip-pre",
     "graphs": "blip-export",
+    "atc": "blip-atc --script",
+    "om": "blip-atc",
     "outputs": "blip-run",
     "report": "blip-post",
 }
@@ -100,6 +102,12 @@ def read(folder: Path, kind: str, verify: bool = False) -> Manifest:
         if verify and file_record(file)["sha256"] != sha256:
             raise UserError(f"{file} is not what its manifest describes: the sha256 differs. {mend}")
     return Manifest(folder, kind, found, files, made_by)
+
+
+def read_one_of(folder: Path, kinds: Sequence[str], verify: bool = False) -> Manifest:
+    """The same of a folder of any of these kinds; what is none of them is told of the first."""
+    kind = _head(folder).get("kind")
+    return read(folder, str(kind) if kind in kinds else kinds[0], verify)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ COMMANDS = {
     "pre": "preprocess.__main__",
     "export": "export.__main__",
     "convert": "models.convert",
+    "atc": "export.atc",
     "run": "runtime.__main__",
     "post": "postprocess.__main__",
     "bench": "bench.__main__",

@@ -20,6 +20,7 @@ VOCABULARY = (
     "models.generation_spec",
     "models.llm_config",
     "models.manifest",
+    "models.om",
     "models.presets",
     "models.spec",
 )
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "models": ("models",),
     "preprocess": ("preprocess", *VOCABULARY),
     "training": ("training", "models", "preprocess"),
-    "export": ("export", "models", "preprocess.text", "preprocess.words"),
+    "export": ("export", "models", "preprocess.images", "preprocess.text", "preprocess.words"),
     "runtime": ("runtime", "preprocess", *VOCABULARY),
     "postprocess": (
         "postprocess",

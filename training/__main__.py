@@ -18,6 +18,7 @@ from models.config_file import from_file
 from models.errors import Group, Misuse, extra
 from preprocess.workers import usable_cpus
 from training.options import Files, Options
+from training.rank_table_commands import rank_table
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Sizes = TypeVar("Sizes", BlipConfig, Blip2Config)
@@ -108,6 +109,9 @@ TRAINING = together(
 @click.group(cls=Group)
 def main() -> None:
     """Train BLIP, or BLIP-2's first stage."""
+
+
+main.add_command(rank_table)
 
 
 @main.command("pretrain", context_settings={"show_default": True})

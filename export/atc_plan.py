@@ -1,0 +1,191 @@
+"""From a graphs/ folder and what was asked: every call of ATC, and the files that these calls name. Nothing is written here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.atc_command import Form, Job, job
+from export.atc_precision import OP_PRECISION, keep_lists, op_precision_text, reads_texts, usual_precision
+from export.cann import OPSETS_READ
+from export.sizes import PER_SEQUENCE
+from export.targets import ASCEND, STATIC
+from models import manifest
+from models.errors import Misuse, UserError
+from models.generation_spec import BEAMS, SLOTS
+from models.om import FIXED, KIND, OmEntry, entry_to_dict
+from models.spec import BATCH, GraphSpec, spec_from_dict
+
+USUAL_BATCH = 16  # for graphs that take any
+BUCKETS = "buckets"
+# What ATC's manual allows in a path, with Chinese characters.
+PATH = re.compile(r"[A-Za-z0-9_./\u4e00-\u9fa5-]+")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of one conversion."""
+
+    graphs: Path
+    out: Path  # where the om/ folder will be; the commands name the graphs from there
+    only: Sequence[str] | None  # graphs by name; None for all
+    batches: Sequence[int] | None  # None for that of the graphs, or USUAL_BATCH
+    soc: str
+    cann: int
+    precision: str | None  # of every graph; None for what suits each
+    length: str | None  # must be that of the graphs
+    dynamic: str
+    keep: Path | None
+    op_precision: Path | None
+    external_weight: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The calls of ATC, in order, and what has to stand beside the .om."""
+
+    source: manifest.Manifest
+    options: Options
+    jobs: tuple[Job, ...]
+    files: dict[str, str]  # name in the om/ folder -> text
+
+    def content(self, entries: Sequence[OmEntry]) -> dict[str, Any]:
+        """What the manifest says of the .om files in `entries`."""
+        graphs = {job.graph: self.source.content["graphs"][job.graph] for job in self.jobs}
+        precisions = {entry.precision for entry in entries}
+        return {
+            **self.source.content,
+            "target": KIND,
+            "precision": precisions.pop() if len(precisions) == 1 else "by graph",
+            "graphs": {name: {"inputs": values["inputs"], "outputs": values["outputs"]} for name, values in graphs.items()},
+            "soc": self.options.soc,
+            "cann": self.options.cann,
+            "graphs_digest": self.source.digest,
+            "oms": [entry_to_dict(entry) for entry in entries],
+        }
+
+    @property
+    def tokenizer(self) -> list[str]:
+        """The files of the vocabulary, as the graphs' manifest names them."""
+        held = self.source.content["tokenizer"]
+        return [str(name) for name in held.get("files", [held["file"]])]
+
+
+def plan(options: Options) -> Plan:
+    """Every call that `options` ask for.
+
+    Raises Misuse for what these graphs cannot be converted to, UserError when their folder is incomplete or damaged.
+    """
+    source = manifest.read(options.graphs, "graphs")
+    try:
+        specs = {name: spec_from_dict(name, values) for name, values in source.content["graphs"].items()}
+        named = {name: str(values["file"]) for name, values in source.content["graphs"].items()}
+        target, opset, sizes = source.content["target"], int(source.content["opset"]), dict(source.content.get("sizes", {}))
+        source.content["tokenizer"]["file"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{source.folder / manifest.NAME} lacks or garbles {error}. Write the folder again with blip-export."
+        ) from error
+    if target not in STATIC:
+        raise Misuse(
+            f"The graphs in {options.graphs} were exported with --target {target}, whose axes ATC cannot be told. "
+            f"Export them with --target {ASCEND}."
+        )
+    if opset not in (read := OPSETS_READ[options.cann]):
+        raise Misuse(
+            f"CANN {options.cann} reads opsets {read[0]} to {read[-1]}, these graphs have {opset}. "
+            f"Export them with --opset {min(opset, read[-1])}, or choose another --cann."
+        )
+    _check_length(options, sizes)
+    files: dict[str, str] = {}
+    jobs: list[Job] = []
+    wanted = _wanted(options, list(specs))
+    lists = keep_lists(options.keep, wanted)
+    for name in wanted:
+        model = _model(options, named[name])
+        precision = options.precision or usual_precision(specs[name])
+        more = _op_precision(options, specs[name], files)
+        if name in lists:
+            more += lists[name].option(name, options.graphs / named[name], precision, files)
+        form = Form(options.soc, options.cann, precision, options.dynamic, tuple(more), options.external_weight)
+        bound = _bound(options, specs[name], sizes)
+        groups = [[one] for one in bound] if options.dynamic == FIXED else [bound]
+        jobs += [job(specs[name], group, model, form) for group in groups]
+    for keep in lists.values():
+        keep.refuse_unknown(files, [name for name in wanted if lists.get(name) is keep])
+    return Plan(source, options, tuple(jobs), files)
+
+
+def _wanted(options: Options, known: Sequence[str]) -> list[str]:
+    """The graphs asked for, in the order of the folder."""
+    if options.only is None:
+        return list(known)
+    if unknown := [name for name in options.only if name not in known]:
+        raise Misuse(f"{options.graphs} has no graph {unknown[0]!r}; it has: {', '.join(known)}.")
+    return [name for name in known if name in options.only]
+
+
+def _bound(options: Options, spec: GraphSpec, sizes: dict[str, Any]) -> list[GraphSpec]:
+    """`spec` with numbers alone, at each batch asked for, growing."""
+    own = spec.inputs[0].shape[0]
+    if isinstance(own, int):
+        fixed = int(sizes.get("batchsize", own))
+        asked = options.batches or [fixed]
+        if list(asked) != [fixed] or options.dynamic != FIXED:
+            wish = f"--dynamic {options.dynamic}" if options.dynamic != FIXED else f"--batchsize {','.join(map(str, asked))}"
+            raise Misuse(
+                f"{spec.name} was exported for batches of {fixed} alone, asked was {wish}. "
+                f"Export it with --target {ASCEND}, which leaves the batch open."
+            )
+        return [_complete(spec, spec)]
+    others = {axis: int(sizes[key]) for axis, key in ((BEAMS, "beams"), (SLOTS, "slots")) if key in sizes}
+    each = others.get(BEAMS, 1) if own == BATCH and spec.name in PER_SEQUENCE else 1
+    batches = sorted(options.batches or [USUAL_BATCH])
+    return [_complete(spec, spec.bind(batch * each, int(sizes["length"]), **others)) for batch in batches]
+
+
+def _complete(spec: GraphSpec, bound: GraphSpec) -> GraphSpec:
+    for tensor in bound.inputs + bound.outputs:
+        if left := [str(dim) for dim in tensor.shape if not isinstance(dim, int)]:
+            raise UserError(
+                f"{tensor.name} of {spec.name} has an open axis {left[0]!r} beside its batch, which ATC cannot be told. "
+                f"Export it with --target {ASCEND}."
+            )
+    return bound
+
+
+def _check_length(options: Options, sizes: dict[str, Any]) -> None:
+    own = sizes.get("length")
+    if options.length is None or options.length == str(own):
+        return
+    if options.length == BUCKETS:
+        raise Misuse(
+            f"--length {BUCKETS} needs graphs whose text axis is open; these were exported for {own} tokens. Export a folder for "
+            "each length with blip-export --length, and convert each."
+        )
+    raise Misuse(f"--length {options.length} was asked, these graphs were exported for {own} tokens. Export them with --length.")
+
+
+def _model(options: Options, file: str) -> str:
+    """The graph's file as the om/ folder sees it."""
+    folder = os.path.relpath(os.path.realpath(options.graphs), os.path.realpath(options.out))
+    model = Path(folder, file).as_posix()
+    if not PATH.fullmatch(model):
+        strange = next(letter for letter in model if not PATH.fullmatch(letter))
+        raise Misuse(
+            f"ATC reads no path with {strange!r}, and {options.out} names a graph {model!r}. "
+            "Choose --graphs and --out without it: letters, digits, '_', '-' and '.' are read."
+        )
+    return model
+
+
+def _op_precision(options: Options, spec: GraphSpec, files: dict[str, str]) -> list[str]:
+    """The option that names op_precision.ini: for every graph when it was given, else where the Ascend recipe has it."""
+    if options.op_precision is None and not reads_texts(spec):
+        return []
+    files[OP_PRECISION] = op_precision_text(options.op_precision)
+    return [f"--op_precision_mode={OP_PRECISION}"]

@@ -1,0 +1,115 @@
+"""What float16 would do to graphs: which tensors it cannot hold, how far the outputs move, and what must stay in float32.
+
+An operation stays in float32 when it makes or reads a value beyond 65504, which float16 turns into infinity, and infinity minus
+infinity or times 0 into NaN. Large activations squared within a norm are the common case. ATC takes the list as --keep_dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.half import Feeds, Seen, observe, run, simulate
+
+LISTED = 10  # of the largest tensors, in the record
+FOLDER = "fp16"
+HEADER = f"{'graph':<16} {'output':<18} {'float16':>9} {'kept':>9}  overflow  kept in float32"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How far an output is from float32's, over all feeds: the largest difference over the largest value; infinite for NaN."""
+
+    output: str
+    half: float  # all in float16
+    kept: float  # but for the operations that stay in float32
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Of one graph."""
+
+    graph: str
+    nodes: int
+    overflowing: tuple[Seen, ...]
+    largest: tuple[Seen, ...]  # results, the largest first
+    vanishing: tuple[Seen, ...]  # those of whose values most become 0
+    keep: tuple[str, ...]  # nodes, in the graph's order
+    accuracy: tuple[Accuracy, ...]
+
+    def lines(self) -> list[str]:
+        """A row for each output, under HEADER."""
+        kept = f"{len(self.keep)} of {self.nodes} operations"
+        return [
+            f"{self.graph:<16} {row.output:<18} {row.half:>9.1e} {row.kept:>9.1e}  {len(self.overflowing):>8}  {kept}"
+            for row in self.accuracy
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it, which knows no infinity: that is null."""
+        found: dict[str, Any] = _finite(asdict(self))
+        return found
+
+
+def audit(graph: str, path: Path, feeds: Sequence[Feeds]) -> Audit:
+    """Run the graph in `path` on `feeds`, every tensor looked at, then in float16 and with what must be kept."""
+    model = onnx.load(path, load_external_data=False)
+    seen = observe(path, feeds)
+    keep = keep_list(model, [each.tensor for each in seen if each.overflows])
+    outputs = [value.name for value in model.graph.output]
+    accuracy = dict.fromkeys(outputs, (0.0, 0.0))
+    for given in feeds:
+        exact, half = run(model, path, outputs, given), simulate(path, given)
+        kept = simulate(path, given, keep) if keep else half
+        for name, wanted, *found in zip(outputs, exact, half, kept, strict=True):
+            worst = tuple(max(before, _far(array, wanted)) for before, array in zip(accuracy[name], found, strict=True))
+            accuracy[name] = (worst[0], worst[1])
+    results = [each for each in seen if each.node]
+    return Audit(
+        graph,
+        len(model.graph.node),
+        tuple(each for each in seen if each.overflows),
+        tuple(sorted(results, key=lambda each: -each.largest)[:LISTED]),
+        tuple(each for each in sorted(results, key=lambda each: -each.underflow)[:LISTED] if each.underflow),
+        tuple(keep),
+        tuple(Accuracy(name, *worst) for name, worst in accuracy.items()),
+    )
+
+
+def keep_list(model: onnx.ModelProto, overflowing: Sequence[str]) -> list[str]:
+    """The nodes that make or read these tensors, in the graph's order."""
+    tensors = set(overflowing)
+    return [node.name for node in model.graph.node if tensors & {*node.input, *node.output}]
+
+
+def write_lists(folder: Path, audits: Sequence[Audit]) -> None:
+    """`fp16/audit.json` with all that was found, and for each graph that needs it the list that ATC takes as --keep_dtype: an
+    operation by name in each line of `fp16/<graph>.keep_dtype`."""
+    out = folder / FOLDER
+    out.mkdir()
+    for each in audits:
+        if each.keep:
+            (out / f"{each.graph}.keep_dtype").write_text("".join(f"{name}\n" for name in each.keep), "utf-8")
+    (out / "audit.json").write_text(json.dumps([each.record() for each in audits], indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _far(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest difference over the largest value."""
+    if not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - wanted).max()) / max(float(np.abs(wanted).max()), 1e-12)

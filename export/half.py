@@ -1,0 +1,160 @@
+"""A graph as float16 would have it, on any CPU: what its tensors hold, and what it gives when each result is rounded.
+
+An NPU computes a product in more bits than float16 and rounds its result; so does this, operation by operation. What it cannot
+show are an NPU's own kernels, which add up in another order and may approximate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+LARGEST = 65504.0  # of float16
+SMALLEST = 2.0**-24  # above 0; half of it and less is rounded to 0
+AT_ONCE = 200  # tensors that are looked at in one run: all of a large graph would fill the memory
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one tensor held, over all feeds."""
+
+    tensor: str
+    node: str | None  # that made it; None for a constant or an input
+    op: str
+    largest: float  # magnitude; NaN and infinity count as infinity
+    smallest: float  # magnitude above 0; infinity where there is none
+    overflow: int  # values that float16 does not hold
+    underflow: float  # share of the values above 0 that become 0
+
+    @property
+    def overflows(self) -> bool:
+        return self.overflow > 0
+
+
+def observe(path: Path, feeds: Sequence[Feeds]) -> list[Seen]:
+    """Constants, inputs and every result of the graph in `path`, float32 all of them, in the graph's order."""
+    model = onnx.load(path, load_external_data=False)
+    floats = float_tensors(model)
+    found = [
+        Seen(tensor.name, None, "Constant", *_measured([numpy_helper.to_array(tensor, str(path.parent))]))
+        for tensor in model.graph.initializer
+        if tensor.name in floats
+    ]
+    inputs = [value.name for value in model.graph.input if value.name in floats]
+    found += [Seen(name, None, "Input", *_measured([given[name] for given in feeds])) for name in inputs]
+    made = [(node, name) for node in model.graph.node for name in node.output if name in floats]
+    for start in range(0, len(made), AT_ONCE):
+        part = made[start : start + AT_ONCE]
+        found += _observed(model, path, part, feeds)
+    return found
+
+
+def simulate(path: Path, feeds: Feeds, kept: Collection[str] = ()) -> list[np.ndarray]:
+    """The outputs when each operation reads and gives float16, but those of the nodes named in `kept`, which stay in float32.
+    With all nodes kept it is the graph itself."""
+    model = onnx.load(path, load_external_data=False)
+    rounded(model, kept)
+    outputs = [value.name for value in model.graph.output]
+    return run(model, path, outputs, feeds)
+
+
+def rounded(model: onnx.ModelProto, kept: Collection[str]) -> None:
+    """Put a rounding behind what gives float16, and before what reads it."""
+    floats = float_tensors(model)
+    wide = {name for node in model.graph.node if node.name in kept for name in node.output}  # float32 where it is made
+    given = {value.name for value in (*model.graph.input, *model.graph.initializer)}
+    nodes: list[NodeProto] = []
+    done: set[str] = set()
+
+    def half_of(name: str) -> str:
+        """The name of what float16 makes of a tensor that is there in float32."""
+        if name not in done:
+            nodes.extend(_rounding(name, f"{name}~half"))
+            done.add(name)
+        return f"{name}~half"
+
+    for node in model.graph.node:
+        if node.name not in kept:
+            for at, name in enumerate(node.input):
+                if name in floats and (name in wide or name in given):
+                    node.input[at] = half_of(name)
+        results = [name for name in node.output if name in floats and name not in wide]
+        for at, name in enumerate(node.output):
+            if name in results:
+                node.output[at] = f"{name}~exact"
+        nodes.append(node)
+        for name in results:
+            nodes.extend(_rounding(f"{name}~exact", name))
+    # `nodes` holds the graph's own: they are copied before the list is emptied.
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(copies)
+
+
+def float_tensors(model: onnx.ModelProto) -> set[str]:
+    """The names of what is float32 in a graph: by the rules of ONNX, without its weights' values."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    found = {
+        value.name
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    return found | {tensor.name for tensor in inferred.initializer if tensor.data_type == TensorProto.FLOAT}
+
+
+def run(model: onnx.ModelProto, path: Path, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
+    """Run `model`, a form of the one in `path`, whose weights may lie beside it. Nothing is fused: what is seen is what the
+    graph says."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    if not path.with_name(f"{path.name}.data").exists():
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found: list[np.ndarray] = session.run(list(outputs), dict(feeds))
+        return found
+    beside = path.with_name(f".{path.stem}.audit.onnx")
+    try:
+        onnx.save_model(model, str(beside))
+        session = onnxruntime.InferenceSession(str(beside), options, providers=["CPUExecutionProvider"])
+        found = session.run(list(outputs), dict(feeds))
+    finally:
+        beside.unlink(missing_ok=True)
+    return found
+
+
+def _rounding(source: str, result: str) -> list[NodeProto]:
+    return [
+        helper.make_node("Cast", [source], [f"{result}~16"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", [f"{result}~16"], [result], to=TensorProto.FLOAT),
+    ]
+
+
+def _observed(model: onnx.ModelProto, path: Path, made: Sequence[tuple[NodeProto, str]], feeds: Sequence[Feeds]) -> list[Seen]:
+    watched = onnx.ModelProto.FromString(model.SerializeToString())
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in made)
+    names = [name for _, name in made]
+    runs = [run(watched, path, names, given) for given in feeds]
+    return [
+        Seen(name, node.name, node.op_type, *_measured([values[at] for values in runs])) for at, (node, name) in enumerate(made)
+    ]
+
+
+def _measured(values: Sequence[np.ndarray]) -> tuple[float, float, int, float]:
+    """Largest, smallest, overflow, underflow."""
+    sizes = np.concatenate([np.abs(value).ravel() for value in values])
+    sizes = np.where(np.isfinite(sizes), sizes, np.inf)
+    above = sizes[sizes > 0]
+    if not len(above):
+        return 0.0, float("inf"), 0, 0.0
+    # Between the largest and 65520 float16 rounds down: only beyond that it is infinite.
+    overflow = int(np.count_nonzero(sizes >= 65520.0))
+    return float(sizes.max()), float(above.min()), overflow, float(np.mean(above <= SMALLEST / 2))

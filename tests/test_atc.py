@@ -1,0 +1,414 @@
+"""blip-atc over the stand-in for ATC: what it writes, what a host without Python does with atc.sh, and every way to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import Result
+
+from export import atc as command
+from export.atc_errors import MEANING, failure
+from export.soc import soc_names
+from models import manifest
+from models.om import entries
+from tests import chain
+from tests.doubles import atc as double
+from tests.om_graphs import PICTURE, TEXT, onnx_of, write_folder
+
+SMI = """\
++-------------------------------+-----------------+------------------------------------------------------+
+| npu-smi 23.0.rc3              Version: 23.0.rc3                                                        |
++-------------------------------+-----------------+------------------------------------------------------+
+| NPU     Name                  | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device                | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===============================+=================+======================================================+
+| 0       {first}                 | OK              | 15.8         42                0    / 0              |
+| 0       0                     | 0000:82:00.0    | 0            1074 / 21534                            |
++===============================+=================+======================================================+
+| 1       {second}                 | OK              | 15.8         42                0    / 0              |
+| 0       1                     | 0000:83:00.0    | 0            1074 / 21534                            |
++-------------------------------+-----------------+------------------------------------------------------+
+| NPU     Chip                  | Process id      | Process name             | Process memory(MB)        |
+| 0       0                     | 123             | python                   | 310                       |
+"""
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with atc and what bash itself does not have, and no Python."""
+    folder = double.install(tmp_path_factory.mktemp("tools"))
+    for name in ("bash", "dirname", "rm"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    return folder
+
+
+@pytest.fixture
+def graphs(tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATH", str(tools))
+    return write_folder(tmp_path / "graphs")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """text_embed of TINY with its batch open, as blip-export writes it."""
+    folder = tmp_path_factory.mktemp("exported")
+    return chain.export_graphs(folder, "--target", "ascend", "--graphs", "text_embed,image_feat")
+
+
+def run(graphs: Path, *asked: object, soc: str | None = "Ascend310P3") -> Result:
+    named = () if soc is None else ("--soc", soc)
+    return chain.call(command.main, "--graphs", graphs, "--out", graphs.parent / "om", *named, *asked)
+
+
+def left(graphs: Path) -> list[str]:
+    """What lies beside the graphs."""
+    return sorted(path.name for path in graphs.parent.iterdir() if path != graphs)
+
+
+# om/
+
+
+def test_om_folder(graphs: Path) -> None:
+    said = chain.done(run(graphs, "--batchsize", "4,1"))
+    om = graphs.parent / "om"
+    found = manifest.read(om, "om", verify=True)
+    names = [f"{name}_bs{n}.om" for name in ("text_embed", "image_feat", "image_kv") for n in (1, 4)]
+    assert [entry.file for entry in entries(found.content)] == names
+    assert sorted(found.files) == sorted([*names, "op_precision.ini", "tokenizer/vocab.txt"])  # nothing of what ATC leaves
+    assert sorted(path.name for path in om.iterdir()) == sorted([*names, "op_precision.ini", "tokenizer", "manifest.json"])
+    assert all(name in said for name in names)
+    assert all(entry.seconds is not None and entry.command[0] == "atc" for entry in entries(found.content))
+    assert (found.content["target"], found.content["soc"], found.content["cann"]) == ("om", "Ascend310P3", 8)
+    assert found.content["graphs_digest"] == manifest.read(graphs, "graphs").digest
+    assert left(graphs) == ["om"]
+
+
+def test_an_om_computes_what_its_graph_does(graphs: Path) -> None:
+    chain.done(run(graphs, "--batchsize", "4", "--only", "text_embed"))
+    (entry,) = entries(manifest.read(graphs.parent / "om", "om").content)
+    random = np.random.default_rng(0)
+    fed = {t.name: random.integers(0, 9, [int(n) for n in t.shape]) for t in entry.spec.inputs}
+    made, source = (
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, fed)[0]
+        for path in (graphs.parent / "om" / entry.file, graphs / "text_embed.onnx")
+    )
+    assert made.shape == entry.spec.outputs[0].shape
+    np.testing.assert_array_equal(made, source)
+
+
+def test_what_blip_export_writes_is_taken(exported: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tools))
+    chain.done(run(exported, "--batchsize", "2", "--cann", "7"))
+    specs = {entry.graph: entry.spec for entry in entries(manifest.read(exported.parent / "om", "om").content)}
+    assert specs["text_embed"].inputs[0].shape == (2, 35)
+    assert specs["image_feat"].outputs[0].shape == (2, 17, 48)
+
+
+def test_graphs_with_a_fixed_batch(atc_graphs: Path, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("ATC_DOUBLE_CANN", "6")  # refuses --precision_mode_v2, and opsets beyond 13
+    named = ("--graphs", atc_graphs, "--out", tmp_path / "om", "--soc", "310P3", "--only", "text_embed,itm_cached")
+    chain.done(chain.call(command.main, *named, "--cann", 6))
+    found = entries(manifest.read(tmp_path / "om", "om").content)
+    assert [entry.file for entry in found] == ["text_embed_bs3.om", "itm_cached_bs3.om"]
+    wrong = chain.call(command.main, *named, "--cann", 7)
+    assert "unknown command line flag 'precision_mode_v2'" in chain.refusal(wrong)  # the stand-in can refuse
+
+
+def test_gears_weights_and_lists(graphs: Path, tmp_path: Path) -> None:
+    (tmp_path / "keep.txt").write_text("/MatMul\n")
+    (tmp_path / "mine.ini").write_text("Gelu=high_precision")
+    asked = ("--external-weight", "--keep", tmp_path / "keep.txt", "--op-precision", tmp_path / "mine.ini")
+    chain.done(run(graphs, "--batchsize", "1,4", "--dynamic", "batch", "--only", "text_embed", *asked))
+    found = manifest.read(graphs.parent / "om", "om")
+    one, four = entries(found.content)
+    assert (one.batch, four.batch, one.file, four.file) == (1, 4, *["text_embed_bs1to4.om"] * 2)
+    assert "weight/text_embed_bs1to4_weight_combined" in found.files
+    assert onnx.load(graphs.parent / "om" / one.file).graph.initializer[0].raw_data
+    chain.done(run(graphs, "--batchsize", "1,4", "--dynamic", "dims", "--only", "image_feat"))
+
+
+def test_the_name_with_the_host_s_system(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_kv_bs1=host")
+    chain.done(run(graphs, "--batchsize", "1", "--only", "image_kv"))
+    (entry,) = entries(manifest.read(graphs.parent / "om", "om").content)
+    assert entry.file == "image_kv_bs1_linux_x86_64.om"
+
+
+def test_dry_run(graphs: Path) -> None:
+    result = run(graphs, "--batchsize", "1,4", "--dry-run")
+    assert len(chain.done(result).splitlines()) == 6
+    assert "op_precision.ini: Gelu=high_performance" in result.stderr
+    assert left(graphs) == []
+
+
+# atc.sh
+
+
+def bash(om: Path, tools: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Called from elsewhere, on a host without Python."""
+    paths = {"PATH": str(tools), **environment}
+    return subprocess.run(["bash", str(om / "atc.sh")], cwd="/", env=paths, capture_output=True, text=True, check=False)
+
+
+def scripted(graphs: Path, *asked: object) -> Path:
+    chain.done(run(graphs, "--script", *asked))
+    return graphs.parent / "om"
+
+
+def test_a_script_and_its_collection(graphs: Path, tools: Path) -> None:
+    om = scripted(graphs, "--batchsize", "1,16", "--only", "text_embed,image_kv")
+    assert os.access(om / "atc.sh", os.X_OK)
+    assert subprocess.run(["bash", "-n", str(om / "atc.sh")], check=False).returncode == 0
+    assert "there is no text_embed_bs1.om" in chain.refusal(run(graphs, "--collect"))
+    done = bash(om, tools)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[4/4] image_kv_bs16" in done.stdout
+    assert "4 files are complete" in done.stdout
+    (om / "text_embed_bs1.om").rename(graphs / "kept")
+    assert "there is no text_embed_bs1.om" in chain.refusal(run(graphs, "--collect"))  # text_embed_bs16.om is none
+    (graphs / "kept").rename(om / "text_embed_bs1.om")
+    assert "4 .om files" in chain.done(run(graphs, "--collect"))
+    found = manifest.read(om, "om", verify=True)
+    assert [entry.seconds for entry in entries(found.content)] == [None] * 4
+    assert "kernel_meta" not in {path.name for path in om.iterdir()}
+    chain.done(run(graphs, "--batchsize", "1"))  # such a folder may be written again
+
+
+@pytest.mark.parametrize(
+    ("failing", "status", "said"),
+    [
+        ("E20001", 1, "atc.sh: image_feat_bs1: atc ended with exit status 255. Its error code stands above."),
+        ("nothing", 1, "atc.sh: image_feat_bs1: atc reported success, but there is no image_feat_bs1.om."),
+        ("empty", 1, "atc.sh: image_feat_bs1: atc reported success, but there is no image_feat_bs1.om."),
+        ("host", 0, ""),
+    ],
+)
+def test_a_script_stops_at_the_first_failure(graphs: Path, tools: Path, failing: str, status: int, said: str) -> None:
+    om = scripted(graphs, "--batchsize", "1")
+    (om / "image_feat_bs1.om").write_bytes(b"of an earlier run")
+    done = bash(om, tools, ATC_DOUBLE_FAIL=f"image_feat_bs1={failing}")
+    assert (done.returncode, done.stderr.strip()) == (status, said)
+    assert (om / "text_embed_bs1.om").exists()
+    assert (om / "image_kv_bs1.om").exists() == (status == 0)
+
+
+def test_a_script_without_atc_or_without_the_graphs(graphs: Path, tools: Path, tmp_path: Path) -> None:
+    om = scripted(graphs, "--batchsize", "1", "--only", "image_kv")
+    (tmp_path / "bare").mkdir()
+    for name in ("bash", "dirname"):
+        (tmp_path / "bare" / name).symlink_to(tools / name)
+    assert "atc is not on the PATH. Run: source" in bash(om, tmp_path / "bare").stderr
+    (graphs / "image_kv.onnx").rename(tmp_path / "image_kv.onnx")
+    assert "../graphs/image_kv.onnx is not there" in bash(om, tools).stderr
+
+
+def test_a_script_does_not_replace_what_one_made(graphs: Path, tools: Path) -> None:
+    om = scripted(graphs, "--batchsize", "1", "--only", "image_kv")
+    assert bash(om, tools).returncode == 0
+    assert "holds image_kv_bs1.om, which would be lost" in chain.refusal(run(graphs, "--script", "--batchsize", "1"), 2)
+    assert "is not a om folder" in chain.refusal(run(graphs, "--batchsize", "1"), 2)
+    assert (om / "image_kv_bs1.om").exists()
+
+
+# Failures of ATC
+
+
+@pytest.mark.parametrize("code", [*MEANING, "EB9999"])
+def test_every_code_is_one_sentence(code: str) -> None:
+    said = f"ATC run failed, Please check the detail log\n{code}: Something is wrong.\n  Solution: none\n"
+    message = failure("itm_bs4", 255, said).message
+    assert message.startswith(f"itm_bs4: atc ended with exit status 255, {code}, ")
+    assert ": Something is wrong. " in message
+    assert message.endswith("nothing was written.")
+
+
+def test_the_code_that_says_more_counts() -> None:
+    assert "E20001" in failure("a", 255, "E19999: Inner Error!\nEZ9999: Inner\nE20001: Failed to compile").message
+    assert "EZ9999" in failure("a", 255, "[EZ9999] Inner Error!").message
+    assert "no error code" in failure("a", 1, "E1234 REE99999 error 10001").message
+
+
+@pytest.mark.parametrize(
+    ("failing", "said"),
+    [
+        (
+            "E20001",
+            "exit status 255, E20001, an operator could not be compiled for this processor: Failed to compile op MatMulV2.",
+        ),
+        ("EZ9999", "exit status 255, EZ9999, a kernel of the AI core could not be built"),
+        ("silent", "exit status 3 and no error code; it said: ATC start working now, please wait for a moment.."),
+        ("killed", "atc was killed (SIGKILL), most often for lack of memory."),
+        ("nothing", "there is no image_feat_bs1.om, though atc reported success."),
+        ("empty", "image_feat_bs1.om is empty, though atc reported success."),
+    ],
+)
+def test_atc_fails(graphs: Path, monkeypatch: pytest.MonkeyPatch, failing: str, said: str) -> None:
+    chain.done(run(graphs, "--batchsize", "1", "--only", "text_embed"))
+    before = manifest.read(graphs.parent / "om", "om").digest
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", f"image_feat_bs1={failing}")
+    message = chain.refusal(run(graphs, "--batchsize", "1", "--only", "text_embed,image_feat"))
+    assert message.startswith("image_feat_bs1: ")
+    assert said in message
+    assert left(graphs) == ["om"]  # nothing half-written, and what was complete is as it was
+    assert manifest.read(graphs.parent / "om", "om", verify=True).digest == before
+
+
+def test_an_operator_that_atc_does_not_read(graphs: Path) -> None:
+    model = onnx_of(TEXT, 17)
+    model.graph.node[0].op_type = "Attention"
+    onnx.save(model, graphs / "text_embed.onnx")
+    assert "text_embed.onnx has" in chain.refusal(run(graphs))  # the manifest knows its size
+    content = json.loads((graphs / manifest.NAME).read_text("utf-8"))
+    kept = {key: content[key] for key in content.keys() - {"format", "kind", "made_by", "files"}}
+    manifest.write(graphs, "graphs", kept)
+    message = chain.refusal(run(graphs, "--only", "text_embed"))
+    assert "E16002, the graph holds an operator that this CANN release does not read" in message
+    assert "ai.onnx::17::Attention" in message
+    assert left(graphs) == []
+
+
+# Misuse
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "said"),
+    [
+        (("--batchsize", "0"), 2, "--batchsize 0 holds 0; a batch has at least 1 row."),
+        (("--batchsize", "4,-1"), 2, "--batchsize 4,-1 holds -1"),
+        (("--batchsize", "1,4,1"), 2, "--batchsize 1,4,1 holds 1 twice."),
+        (("--batchsize", "1,,4"), 2, "--batchsize 1,,4 is not a list of numbers"),
+        (("--only", "text_embed,itm"), 2, "has no graph 'itm'; it has: text_embed, image_feat, image_kv."),
+        (("--soc", "H200"), 2, "--soc H200 is not the name of a processor."),
+        (("--keep", "nowhere.txt"), 1, "--keep nowhere.txt cannot be read: no such file or directory."),
+        (("--keep", "."), 2, "--keep . is a folder without text_embed.keep_dtype"),
+        (("--op-precision", "nowhere.ini"), 1, "--op-precision nowhere.ini cannot be read: no such file or directory."),
+        (("--graphs", "nowhere"), 1, "There is no folder nowhere. blip-export writes it."),
+        (("--dry-run", "--script"), 2, "--dry-run, --script, --check and --collect are different things to do; give one."),
+        (("--collect", "--out", "nowhere"), 1, "There is no folder nowhere."),
+    ],
+)
+def test_misuse(graphs: Path, asked: tuple[str, ...], code: int, said: str) -> None:
+    assert said in chain.refusal(run(graphs, *asked), code)
+    assert left(graphs) == []
+
+
+def test_wrong_lists(graphs: Path, tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert "binary is no text in UTF-8" in chain.refusal(run(graphs, "--keep", tmp_path / "binary"))
+    (tmp_path / "wrong.ini").write_text("Gelu high\n")
+    assert "holds the line 'Gelu high'; expected lines such as" in chain.refusal(
+        run(graphs, "--op-precision", tmp_path / "wrong.ini"), 2
+    )
+
+
+def test_no_atc(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "There is no atc on the PATH. Run `source" in chain.refusal(run(graphs))
+    assert left(graphs) == []
+
+
+def test_a_folder_of_something_else(graphs: Path) -> None:
+    (graphs.parent / "om").mkdir()
+    (graphs.parent / "om" / "mine.txt").write_text("mine")
+    assert "is not empty and is not a om folder" in chain.refusal(run(graphs, "--batchsize", "1"), 2)
+    assert left(graphs) == ["om"]
+
+
+# The processor
+
+
+def test_names_of_processors() -> None:
+    assert soc_names(SMI.format(first="310P3", second="310P3")) == {"Ascend310P3"}
+    assert soc_names(SMI.format(first="910B4", second="310B1")) == {"Ascend910B4", "Ascend310B1"}
+    assert soc_names("no table") == set()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 9", "npu-smi info ended with exit status 9."),
+        ("echo nothing", "npu-smi info names no processor; one was expected."),
+        (f"cat <<'END'\n{SMI.format(first='910B4', second='310P3')}END", "names Ascend310P3 and Ascend910B4; one was expected."),
+        (None, "This machine has no npu-smi, so its processor is not known."),
+    ],
+)
+def test_no_processor(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str) -> None:
+    if script:
+        add_smi(tmp_path / "smi", script, monkeypatch)
+    message = chain.refusal(run(graphs, soc=None))
+    assert said in message
+    assert "Say it with --soc" in message
+    assert said in chain.refusal(run(graphs, "--dry-run", soc=None), 2)
+
+
+def test_the_processor_of_this_machine(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_smi(tmp_path / "smi", f"cat <<'END'\n{SMI.format(first='310P3', second='310P3')}END", monkeypatch)
+    assert "--soc_version=Ascend310P3" in chain.done(run(graphs, "--dry-run", soc=None))
+
+
+def add_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    (folder / "npu-smi").write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
+    (folder / "npu-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+# --check
+
+
+def test_check(graphs: Path) -> None:
+    assert "can read every graph" in chain.done(run(graphs, "--check"))
+    assert chain.refusal(run(graphs, "--check", "--cann", "6")).startswith("ATC of CANN 6 would refuse or garble")
+
+
+# The stand-in itself
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ({}, 0, "ATC run success"),
+        ({"framework": None}, 255, "E10007"),
+        ({"model": ""}, 255, "E10054"),
+        ({"model": "none.onnx"}, 255, "E13001"),
+        ({"model": "a b.onnx"}, 255, "E10001"),
+        ({"output": "out/"}, 255, "E10022"),
+        ({"soc_version": "H200"}, 255, "E10001"),
+        ({"input_shape": "input_image:1,3,2,2;other:1"}, 255, "E10016"),
+        ({"input_shape": "input_image:1,3,4,2"}, 255, "E10001"),
+        ({"input_shape": "input_image 1"}, 255, "E10002"),
+        ({"precision_mode": "force_fp16"}, 255, "E10056"),
+        ({"dynamic_dims": "1;2", "dynamic_batch_size": "1,2"}, 255, "E10009"),
+        ({"input_shape": "input_image:1,-1,2,2", "dynamic_batch_size": "1,2"}, 255, "E10001"),
+        ({"batch": "4"}, 1, "unknown command line flag 'batch'"),
+    ],
+)
+def test_the_stand_in(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str | None],
+    status: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(onnx_of(PICTURE, 17), "g.onnx")
+    flags = {"framework": "5", "model": "g.onnx", "output": "g_bs1", "soc_version": "Ascend310P3", "precision_mode_v2": "fp16"}
+    flags |= {"input_shape": "input_image:1,3,2,2"}
+    argv = [f"--{name}={value}" for name, value in (flags | change).items() if value is not None]
+    assert double.main(argv) == status
+    assert said in capsys.readouterr().out
+    assert Path("g_bs1.om").exists() == (status == 0)
+
+
+def test_the_stand_in_as_a_program(tools: Path) -> None:
+    assert subprocess.run([str(tools / "atc"), "--help"], capture_output=True, check=False).returncode == 0
