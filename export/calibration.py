@@ -21,7 +21,7 @@ from models.stored import compute_in_float32
 from preprocess.images import FORMATS, normalise, read_image
 
 SEEDS = (0, 1)  # of the random inputs: a buffer that is filled in part, and a full one
-PICTURES = 8  # that are read of a folder; more hardly show other extremes, and all tensors of all of them are looked at
+PICTURES = 4  # that are read of a folder; more hardly show other extremes, and all tensors of all of them are looked at
 SUFFIXES = tuple(f".{each.lower()}" for each in ("JPG", *FORMATS))
 
 

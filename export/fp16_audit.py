@@ -64,13 +64,9 @@ def audit(graph: str, path: Path, feeds: Sequence[Feeds]) -> Audit:
     seen = observe(path, feeds)
     keep = keep_list(model, [each.tensor for each in seen if each.overflows])
     outputs = [value.name for value in model.graph.output]
-    accuracy = dict.fromkeys(outputs, (0.0, 0.0))
-    for given in feeds:
-        exact, half = run(model, path, outputs, given), simulate(path, given)
-        kept = simulate(path, given, keep) if keep else half
-        for name, wanted, *found in zip(outputs, exact, half, kept, strict=True):
-            worst = tuple(max(before, _far(array, wanted)) for before, array in zip(accuracy[name], found, strict=True))
-            accuracy[name] = (worst[0], worst[1])
+    exact, half = list(run(model, path, outputs, feeds)), simulate(path, feeds)
+    kept = simulate(path, feeds, keep) if keep else half
+    accuracy = [Accuracy(name, _worst(half, exact, at), _worst(kept, exact, at)) for at, name in enumerate(outputs)]
     results = [each for each in seen if each.node]
     return Audit(
         graph,
@@ -79,7 +75,7 @@ def audit(graph: str, path: Path, feeds: Sequence[Feeds]) -> Audit:
         tuple(sorted(results, key=lambda each: -each.largest)[:LISTED]),
         tuple(each for each in sorted(results, key=lambda each: -each.underflow)[:LISTED] if each.underflow),
         tuple(keep),
-        tuple(Accuracy(name, *worst) for name, worst in accuracy.items()),
+        tuple(accuracy),
     )
 
 
@@ -106,6 +102,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _worst(found: Sequence[Sequence[np.ndarray]], wanted: Sequence[Sequence[np.ndarray]], at: int) -> float:
+    """Of output number `at`, over all feeds: largest difference over the largest value."""
+    return max(_far(ours[at], theirs[at]) for ours, theirs in zip(found, wanted, strict=True))
 
 
 def _far(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -6,8 +6,9 @@ show are an NPU's own kernels, which add up in another order and may approximate
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ SMALLEST = 2.0**-24  # above 0; half of it and less is rounded to 0
 AT_ONCE = 200  # tensors that are looked at in one run: all of a large graph would fill the memory
 
 Feeds = Mapping[str, np.ndarray]
+Counts = tuple[float, float, int, int, int]  # largest and smallest above 0; values that overflow, vanish, and are above 0
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,13 @@ def observe(path: Path, feeds: Sequence[Feeds]) -> list[Seen]:
     model = onnx.load(path, load_external_data=False)
     floats = float_tensors(model)
     found = [
-        Seen(tensor.name, None, "Constant", *_measured([numpy_helper.to_array(tensor, str(path.parent))]))
+        _seen(tensor.name, None, "Constant", _counted(numpy_helper.to_array(tensor, str(path.parent))))
         for tensor in model.graph.initializer
         if tensor.name in floats
     ]
     inputs = [value.name for value in model.graph.input if value.name in floats]
-    found += [Seen(name, None, "Input", *_measured([given[name] for given in feeds])) for name in inputs]
+    for name in inputs:
+        found.append(_seen(name, None, "Input", reduce(_joined, (_counted(given[name]) for given in feeds))))
     made = [(node, name) for node in model.graph.node for name in node.output if name in floats]
     for start in range(0, len(made), AT_ONCE):
         part = made[start : start + AT_ONCE]
@@ -57,13 +60,12 @@ def observe(path: Path, feeds: Sequence[Feeds]) -> list[Seen]:
     return found
 
 
-def simulate(path: Path, feeds: Feeds, kept: Collection[str] = ()) -> list[np.ndarray]:
-    """The outputs when each operation reads and gives float16, but those of the nodes named in `kept`, which stay in float32.
-    With all nodes kept it is the graph itself."""
+def simulate(path: Path, feeds: Sequence[Feeds], kept: Collection[str] = ()) -> list[list[np.ndarray]]:
+    """The outputs for each of `feeds` when each operation reads and gives float16, but those of the nodes named in `kept`, which
+    stay in float32. With all nodes kept it is the graph itself."""
     model = onnx.load(path, load_external_data=False)
     rounded(model, kept)
-    outputs = [value.name for value in model.graph.output]
-    return run(model, path, outputs, feeds)
+    return list(run(model, path, [value.name for value in model.graph.output], feeds))
 
 
 def rounded(model: onnx.ModelProto, kept: Collection[str]) -> None:
@@ -110,24 +112,27 @@ def float_tensors(model: onnx.ModelProto) -> set[str]:
     return found | {tensor.name for tensor in inferred.initializer if tensor.data_type == TensorProto.FLOAT}
 
 
-def run(model: onnx.ModelProto, path: Path, outputs: Sequence[str], feeds: Feeds) -> list[np.ndarray]:
-    """Run `model`, a form of the one in `path`, whose weights may lie beside it. Nothing is fused: what is seen is what the
-    graph says."""
+def run(model: onnx.ModelProto, path: Path, outputs: Sequence[str], feeds: Sequence[Feeds]) -> Iterator[list[np.ndarray]]:
+    """What `model`, a form of the one in `path`, whose weights may lie beside it, gives for each of `feeds`. Nothing is fused:
+    what is seen is what the graph says."""
+    session = _session(model, path)
+    for given in feeds:
+        found: list[np.ndarray] = session.run(list(outputs), dict(given))
+        yield found
+
+
+def _session(model: onnx.ModelProto, path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     if not path.with_name(f"{path.name}.data").exists():
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        found: list[np.ndarray] = session.run(list(outputs), dict(feeds))
-        return found
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     beside = path.with_name(f".{path.stem}.audit.onnx")
     try:
         onnx.save_model(model, str(beside))
-        session = onnxruntime.InferenceSession(str(beside), options, providers=["CPUExecutionProvider"])
-        found = session.run(list(outputs), dict(feeds))
+        return onnxruntime.InferenceSession(str(beside), options, providers=["CPUExecutionProvider"])
     finally:
         beside.unlink(missing_ok=True)
-    return found
 
 
 def _rounding(source: str, result: str) -> list[NodeProto]:
@@ -142,19 +147,27 @@ def _observed(model: onnx.ModelProto, path: Path, made: Sequence[tuple[NodeProto
     del watched.graph.output[:]
     watched.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in made)
     names = [name for _, name in made]
-    runs = [run(watched, path, names, given) for given in feeds]
-    return [
-        Seen(name, node.name, node.op_type, *_measured([values[at] for values in runs])) for at, (node, name) in enumerate(made)
-    ]
+    found = [(0.0, float("inf"), 0, 0, 0)] * len(made)
+    for values in run(watched, path, names, feeds):
+        found = [_joined(before, _counted(value)) for before, value in zip(found, values, strict=True)]
+    return [_seen(name, node.name, node.op_type, counts) for (node, name), counts in zip(made, found, strict=True)]
 
 
-def _measured(values: Sequence[np.ndarray]) -> tuple[float, float, int, float]:
-    """Largest, smallest, overflow, underflow."""
-    sizes = np.concatenate([np.abs(value).ravel() for value in values])
+def _counted(values: np.ndarray) -> Counts:
+    sizes = np.abs(values)
     sizes = np.where(np.isfinite(sizes), sizes, np.inf)
     above = sizes[sizes > 0]
     if not len(above):
-        return 0.0, float("inf"), 0, 0.0
+        return 0.0, float("inf"), 0, 0, 0
     # Between the largest and 65520 float16 rounds down: only beyond that it is infinite.
-    overflow = int(np.count_nonzero(sizes >= 65520.0))
-    return float(sizes.max()), float(above.min()), overflow, float(np.mean(above <= SMALLEST / 2))
+    overflow, underflow = np.count_nonzero(above >= 65520.0), np.count_nonzero(above <= SMALLEST / 2)
+    return float(above.max()), float(above.min()), int(overflow), int(underflow), len(above)
+
+
+def _joined(one: Counts, other: Counts) -> Counts:
+    return max(one[0], other[0]), min(one[1], other[1]), one[2] + other[2], one[3] + other[3], one[4] + other[4]
+
+
+def _seen(tensor: str, node: str | None, op: str, counts: Counts) -> Seen:
+    largest, smallest, overflow, underflow, above = counts
+    return Seen(tensor, node, op, largest, smallest, overflow, underflow / max(above, 1))

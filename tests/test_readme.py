@@ -63,7 +63,7 @@ def test_table_of_static_graphs_is_the_spec(model: str) -> None:
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    steps = {"export", "data", "run", "report", "classify", "captions", "answers", "bench"}
+    steps = {"export", "data", "run", "report", "classify", "captions", "answers", "om", "atc-script", "bench"}
     assert targets == {"demo", "demo-blip2", "test", "lint", *steps, "train", "train-blip2", "clean", "help"}
     named = {line.split()[1] for line in commands() if line.startswith("make ")}
     assert {"demo", "test"} <= named <= targets
