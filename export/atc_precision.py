@@ -17,6 +17,7 @@ OP_PRECISION, KEEP_LIST, KEEP_MIXLIST = "op_precision.ini", "keep_{}.txt", "keep
 GELU_FAST = "Gelu=high_performance\n"
 OP_TYPE = "OpType::"  # opens a line of a keep list that names all operators of a type
 KEPT_OF_GRAPH = ".keep_dtype"  # ends the name of a list for one graph
+AUDIT = "audit.json"  # stands in a folder of such lists
 MIXLISTS = ("black-list", "white-list", "gray-list")
 
 
@@ -106,13 +107,13 @@ class Keep:
 
 def keep_lists(path: Path | None, graphs: Sequence[str]) -> dict[str, Keep]:
     """The list for each of `graphs` that has one: `path` for all of them, or from a folder, as `blip-export --audit-fp16` writes
-    it, that of the graph's name. Raises Misuse when the folder has none for them."""
+    it, that of the graph's name: none where the audit found nothing. Raises Misuse for a folder of something else."""
     if path is None:
         return {}
     if not path.is_dir():
         return dict.fromkeys(graphs, Keep(path))
     found = {name: path / f"{name}{KEPT_OF_GRAPH}" for name in graphs if (path / f"{name}{KEPT_OF_GRAPH}").is_file()}
-    if not found:
+    if not found and not (path / AUDIT).is_file():
         raise Misuse(f"--keep {path} is a folder without {graphs[0]}{KEPT_OF_GRAPH}, or that of another graph that is converted.")
     return {name: Keep(file) for name, file in found.items()}
 

@@ -84,6 +84,7 @@ def made_of(stem: str, folder: Path) -> str:
         )
     if not (folder / names[0]).stat().st_size:
         raise UserError(f"{stem}: {names[0]} is empty, though atc reported success. Is the disk full? Nothing was written.")
+    (folder / names[0]).chmod(0o640)  # ais_bench takes no file that others may write
     return names[0]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from export.atc_precision import AUDIT, KEPT_OF_GRAPH
 from export.half import Feeds, Seen, observe, run, simulate
 
 LISTED = 10  # of the largest tensors, in the record
@@ -92,8 +93,8 @@ def write_lists(folder: Path, audits: Sequence[Audit]) -> None:
     out.mkdir()
     for each in audits:
         if each.keep:
-            (out / f"{each.graph}.keep_dtype").write_text("".join(f"{name}\n" for name in each.keep), "utf-8")
-    (out / "audit.json").write_text(json.dumps([each.record() for each in audits], indent=1, allow_nan=False) + "\n", "utf-8")
+            (out / f"{each.graph}{KEPT_OF_GRAPH}").write_text("".join(f"{name}\n" for name in each.keep), "utf-8")
+    (out / AUDIT).write_text(json.dumps([each.record() for each in audits], indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def _finite(value: Any) -> Any:

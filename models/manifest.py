@@ -30,6 +30,8 @@ MADE_WITH = {
     "graphs": "blip-export",
     "atc": "blip-atc --script",
     "om": "blip-atc",
+    "ais_bench": "blip-run ais-bench-script",
+    "pairs": "blip-run pairs",
     "outputs": "blip-run",
     "report": "blip-post",
 }

@@ -10,7 +10,9 @@ from click.core import ParameterSource
 
 from models import manifest
 from models.errors import Command, Misuse, UserError
+from models.recipe import RECIPES, departures, wanted
 from postprocess import caption_report, caption_source, classify_report, report, vqa_report, vqa_source
+from postprocess.inputs import AisBench
 from postprocess.page import Report
 from postprocess.vqa_accuracy import RULES
 
@@ -20,6 +22,9 @@ TEXTS = ("--captions", "--vqa")
 # Which reports take an option that not all of them do.
 OF = {
     "--keys": ("--recall",),
+    "--as": ("--recall",),
+    "--ais-bench": ("--recall",),
+    "--pairs": ("--recall",),
     "--references": TEXTS,
     "--subset": TEXTS,
     "--images": TEXTS,
@@ -50,6 +55,8 @@ RUN = ""  # what --captions and --vqa are given when they stand alone: report a 
     help='Accuracy of answers: of --outputs, or of a JSON file [{"question_id", "answer"}].',
 )
 @click.option("--outputs", type=FILE, default="build/outputs", help="Folder of `blip-run`.")
+@click.option("--ais-bench", type=FILE, help="What ais_bench.sh of `blip-run ais-bench-script` left, instead of --outputs.")
+@click.option("--pairs", type=FILE, help="With --ais-bench: folder of `blip-run pairs`.  [default: nothing is re-ranked]")
 @click.option("--data", type=FILE, help="Folder of `blip-pre`.  [default: the one --outputs names]")
 @click.option("--out", type=FILE, default="build/report", help="Folder to write.")
 @click.option(
@@ -57,6 +64,9 @@ RUN = ""  # what --captions and --vqa are given when they stand alone: report a 
     type=click.Choice(["blip", "ascend"]),
     show_default="blip",
     help="Names of the metrics of --recall: txt_r1 … or text_r1 …",
+)
+@click.option(
+    "--as", "recipe", type=click.Choice(list(RECIPES)), help="Whose evaluation it is: ascend-modelzoo has --keys ascend."
 )
 @click.option("--references", type=FILE, help="What people wrote or answered, a JSON file.  [default: what the data holds]")
 @click.option("--questions", type=FILE, help="VQA v2's file of questions, for their texts.")
@@ -78,11 +88,16 @@ def main(**given: Any) -> None:
     for option in named & OF.keys():
         if asked not in OF[option]:
             raise Misuse(f"{option} belongs to {' and '.join(OF[option])}; leave it out with {asked}.")
+    if given["ais_bench"] is not None and "--outputs" in named:
+        raise Misuse("Both --outputs and --ais-bench are given; choose one.")
+    if given["ais_bench"] is None and "--pairs" in named:
+        raise Misuse("--pairs belongs to --ais-bench, the folder that ais_bench wrote. Name it, or leave --pairs out.")
     results = given["captions"] if asked == "--captions" else given["vqa"] if asked == "--vqa" else RUN
     if results == RUN:
         if "--images" in named:
             raise Misuse("--images shows pictures with a file of results; a run has its own. Leave it out.")
-        _check_task(given["outputs"], asked)
+        if given["ais_bench"] is None:
+            _check_task(given["outputs"], asked)
     elif idle := sorted(named & {"--outputs", "--data", "--verify"}):
         raise Misuse(f"{asked} {results} is a file of results, and {idle[0]} is of a run. Choose one of the two.")
     elif Path(results).is_dir():
@@ -124,7 +139,11 @@ def _written(asked: str, results: Path | None, given: dict[str, Any]) -> Report:
     outputs, data, out, verify = (given[name] for name in ("outputs", "data", "out", "verify"))
     references, questions, images, split = (given[name] for name in ("references", "questions", "images", "split"))
     if asked == "--recall":
-        return report.write(outputs, data, out, given["keys"] or "blip", verify)
+        keys = wanted(given["recipe"], "keys", given["keys"]) or "blip"
+        for line in departures(given["recipe"], {"keys": keys}):
+            click.echo(line, err=True)
+        ais_bench = given["ais_bench"]
+        return report.write(AisBench(ais_bench, given["pairs"]) if ais_bench else outputs, data, out, keys, verify)
     if asked == "--top1":
         return classify_report.write(outputs, data, out, verify)
     if asked == "--captions":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,27 @@ from postprocess.made_from import open_data
 from preprocess import dataset
 from preprocess.dataset import RetrievalData
 from runtime import outputs as runs
+from runtime.ais_bench_outputs import read_outputs
+from runtime.ais_bench_run import read_run
 from runtime.outputs import LAVIS, RetrievalOutputs, counted, scores
 
 
-def read(outputs: Path, data: Path | None, verify: bool) -> tuple[RetrievalOutputs, RetrievalData]:
+@dataclass(frozen=True)
+class AisBench:
+    """What ais_bench wrote, in the place of outputs/: embeddings in `folder`, scores of `pairs`; None: nothing was re-ranked."""
+
+    folder: Path
+    pairs: Path | None
+
+
+def read(outputs: Path | AisBench, data: Path | None, verify: bool) -> tuple[RetrievalOutputs, RetrievalData]:
     """Open outputs/ and what was evaluated of its data/ (at `data`, or where the outputs say it lies; hashes are checked
     with `verify`). Whose evaluation it is becomes part of the data's protocol.
 
     Raises UserError when one is damaged, when they do not belong together, or when a score is not a number.
     """
+    if isinstance(outputs, AisBench):
+        return _of_ais_bench(outputs, data, verify)
     run = runs.read_retrieval(outputs, verify)
     found = open_data(run.source, data, lambda folder: dataset.read_retrieval(folder, verify))
     evaluation = str(run.run.get("protocol", LAVIS))
@@ -29,6 +41,15 @@ def read(outputs: Path, data: Path | None, verify: bool) -> tuple[RetrievalOutpu
     if left_out := len(found.images) - len(evaluated.images):
         evaluation += f", {left_out} pictures left out"
     evaluated = replace(evaluated, protocol={**found.protocol, "evaluation": evaluation})
+    _check(run, evaluated)
+    return run, evaluated
+
+
+def _of_ais_bench(outputs: AisBench, data: Path | None, verify: bool) -> tuple[RetrievalOutputs, RetrievalData]:
+    commands = read_run(outputs.folder)
+    found = commands.open_data(data, verify)
+    run = read_outputs(commands, found, outputs.pairs, verify)
+    evaluated = replace(found, protocol={**found.protocol, "evaluation": LAVIS})
     _check(run, evaluated)
     return run, evaluated
 

@@ -8,6 +8,7 @@ import click
 
 from models.config import INTERPOLATIONS
 from models.errors import Group
+from models.recipe import RECIPES
 from preprocess.caption import WrittenCaptions, write_caption
 from preprocess.captioned import read_captioned
 from preprocess.cifar import LABELS, SPLITS
@@ -56,6 +57,9 @@ def main() -> None:
 @OUT
 @click.option("--split", default="test", help="Which part of Karpathy's own file; the other form has no parts.")
 @LAYOUT
+@click.option(
+    "--as", "recipe", type=click.Choice(list(RECIPES)), help="Whose evaluation to follow: bilinear, of ascend-modelzoo."
+)
 @INTERPOLATION
 @WORKERS
 @LIMIT
@@ -67,6 +71,7 @@ def retrieval(
     out: Path,
     split: str,
     layout: str,
+    recipe: str | None,
     interpolation: str | None,
     workers: int,
     limit: int | None,
@@ -74,7 +79,7 @@ def retrieval(
 ) -> None:
     """Prepare pictures and captions for retrieval."""
     options = Options(layout, interpolation, workers, limit, skip_broken)
-    click.echo(_summary(write_retrieval(annotations, images, graphs, out, options, split), out))
+    click.echo(_summary(write_retrieval(annotations, images, graphs, out, options, split, recipe), out))
 
 
 @main.command(context_settings={"show_default": True})

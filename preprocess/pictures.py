@@ -80,7 +80,7 @@ class Decoded:
 
 def open_graphs(graphs: Path) -> tuple[Config, CaptionTokenizer]:
     """The model's sizes and its tokenizer, from a graphs/ folder. Raises UserError when they do not fit together."""
-    found = manifest.read(graphs, "graphs")
+    found = manifest.read_one_of(graphs, ("graphs", "om"))
     try:
         name, sha256 = str(found.content["tokenizer"]["file"]), found.content["tokenizer"]["sha256"]
         values = found.content["config"]
@@ -98,7 +98,7 @@ def open_graphs(graphs: Path) -> tuple[Config, CaptionTokenizer]:
 def open_config(graphs: Path) -> tuple[Config, str]:
     """The sizes of a model of any kind and the sha256 of its tokenizer, from a graphs/ folder: for tasks whose texts become
     tokens only when they are run. Raises UserError when the manifest lacks them."""
-    found = manifest.read(graphs, "graphs")
+    found = manifest.read_one_of(graphs, ("graphs", "om"))
     try:
         values, sha256 = found.content["config"], str(found.content["tokenizer"]["sha256"])
     except (KeyError, TypeError) as error:

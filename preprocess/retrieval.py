@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from models import manifest
 from models.config import Config
+from models.recipe import departures, wanted
 from preprocess.annotations import Annotations, read_annotations
 from preprocess.pictures import (
     Options,
@@ -39,15 +41,22 @@ class Written:
     unknown: float  # share of the captions' own tokens that are [UNK]
 
 
-def write_retrieval(annotations: Path, images: Path, graphs: Path, out: Path, options: Options, split: str = "test") -> Written:
+def write_retrieval(
+    annotations: Path, images: Path, graphs: Path, out: Path, options: Options, split: str = "test", recipe: str | None = None
+) -> Written:
     """Write the data/ folder `out` from an annotation file, a folder of pictures and the graphs/ folder that will read it.
-    `split` chooses from Karpathy's own file.
+    `split` chooses from Karpathy's own file. `recipe`, one of models.recipe, is what the data is to follow: in which it departs
+    is said on screen, as the graphs settle the length of captions.
 
     Raises UserError, and leaves an older `out` as it was, when an input is wrong, when a picture is broken and
     `options.skip_broken` is not set, or when nothing remains.
     """
     config, tokenizer = open_graphs(graphs)
-    config = with_interpolation(config, options.interpolation)
+    config = with_interpolation(config, wanted(recipe, "interpolation", options.interpolation))
+    made_with = protocol_of(config, tokenizer)
+    # How many candidates are re-ranked is the run's to say.
+    for line in departures(recipe, {name: value for name, value in made_with.items() if name != "k_test"}):
+        click.echo(line, err=True)
     found = read_annotations(annotations, split)
     found = found.keep(list(range(len(found.images))[: options.limit]))
     check_folder(images, found.images, annotations)
@@ -62,7 +71,7 @@ def write_retrieval(annotations: Path, images: Path, graphs: Path, out: Path, op
             "task": "retrieval",
             "layout": options.layout,
             "tensors": {"img": written.img, **texts},
-            "protocol": protocol_of(config, tokenizer),
+            "protocol": made_with,
             "images": written.images,
             "captions": kept.captions,
             "image_of_text": kept.image_of_text,

@@ -20,6 +20,7 @@ from models.errors import UserError
 
 PACKED, FILES = "packed", "files"
 LAYOUTS = (PACKED, FILES)
+FOLDER_MODE, FILE_MODE = 0o750, 0o640  # of what ais_bench reads
 
 
 class Tensor(Protocol):
@@ -47,9 +48,12 @@ class Writer:
         self.row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
         if layout == FILES:
             self.folder = folder / name
-            # ais_bench refuses folders and files that others may write or read (facts: modes 0750 and 0640).
-            self.folder.mkdir(mode=0o750, exist_ok=True)
-            self.digits = len(str(max(shape[0] - 1, 0)))
+            self.folder.mkdir(exist_ok=True)
+            # ais_bench refuses what others may write. Set apart, for the umask has its say in mkdir's mode.
+            for private in (folder, self.folder):
+                private.chmod(FOLDER_MODE)
+            self.digits = digits(shape[0])
+            self.unsafe: list[Path] = []  # written, and perhaps not on the disk yet
             return
         self.path = folder / f"{name}.npy"
         fresh = not self.path.exists()
@@ -77,7 +81,8 @@ class Writer:
         for number, row in enumerate(data, start):
             path = self.folder / f"{number:0{self.digits}d}.bin"
             path.write_bytes(row.tobytes())
-            path.chmod(0o640)
+            path.chmod(FILE_MODE)
+            self.unsafe.append(path)
 
     def scatter(self, indices: np.ndarray, rows: np.ndarray) -> None:
         """Rows at any positions; neighbours are written together."""
@@ -94,12 +99,13 @@ class Writer:
             self._write_header()
             self.file.truncate(self.offset + rows * self.row_bytes)
             return
-        digits, self.digits = self.digits, len(str(max(rows - 1, 0)))
+        before, self.digits = self.digits, digits(rows)
+        self.unsafe.clear()  # of these names some are gone; nobody goes on with a tensor that was shrunk
         for number in range(old):
-            path = self.folder / f"{number:0{digits}d}.bin"
+            path = self.folder / f"{number:0{before}d}.bin"
             if number >= rows:
                 path.unlink(missing_ok=True)
-            elif digits != self.digits:
+            elif before != self.digits:
                 path.rename(self.folder / f"{number:0{self.digits}d}.bin")
 
     def flush(self) -> None:
@@ -107,6 +113,14 @@ class Writer:
         if self.layout == PACKED:
             self.file.flush()
             os.fsync(self.file.fileno())
+            return
+        for path in (*self.unsafe, self.folder):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        self.unsafe.clear()
 
     def close(self) -> None:
         if self.layout == PACKED:
@@ -124,12 +138,22 @@ class Writer:
         return {"dtype": self.dtype.name, "shape": list(self.shape)}
 
 
+def digits(rows: int) -> int:
+    """Digits of the names of so many files, from 0."""
+    return len(str(max(rows - 1, 0)))
+
+
+def stems(rows: int) -> list[str]:
+    """Names, without the suffix, of the files of a tensor of so many rows, in order."""
+    return [f"{row:0{digits(rows)}d}" for row in range(rows)]
+
+
 class FileTensor:
     """A tensor in the `files` layout."""
 
     def __init__(self, folder: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         self.folder, self.shape, self.dtype = folder / name, shape, np.dtype(dtype)
-        self.digits = len(str(max(shape[0] - 1, 0)))
+        self.digits = digits(shape[0])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -162,7 +186,7 @@ def open_tensor(found: manifest.Manifest, name: str) -> Tensor:
     try:
         info = found.content["tensors"][name]
         dtype, shape = str(np.dtype(info["dtype"])), tuple(int(d) for d in info["shape"])
-        layout = found.content["layout"]
+        layout = info.get("layout", found.content["layout"])  # its own, where a folder has both
         if layout not in LAYOUTS:
             raise ValueError(f"layout {layout!r}")
     except (KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,9 @@ import click
 from click.core import ParameterSource
 
 from models.errors import Group, Misuse, ResumableCommand
+from models.recipe import RECIPES
+from preprocess.tensors import LAYOUTS, PACKED
+from runtime.ais_bench_commands import ais_bench_script, pairs
 from runtime.caption import Options as CaptionOptions
 from runtime.caption import run_caption
 from runtime.classify import QUERIES, run_classify
@@ -36,11 +39,12 @@ YES_OR_NO = click.Choice(list(TRUTH), case_sensitive=False)
 FILE = click.Path(path_type=Path)
 # The options of every task, named as the fields of run.Options.
 COMMON = (
-    click.option("--graphs", type=FOLDER, default=Path("build/graphs"), help="Folder that blip-export wrote."),
+    click.option("--graphs", type=FOLDER, default=Path("build/graphs"), help="Folder that blip-export wrote, or blip-atc."),
     click.option("--data", type=FOLDER, default=Path("build/data"), help="Folder that blip-pre wrote."),
     click.option("--out", type=FOLDER, default=Path("build/outputs"), help="Folder to write."),
     click.option("--batchsize", type=COUNT, default=16, help="Pictures or texts per run of a graph."),
     click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", help="Where ONNX Runtime runs; never another one."),
+    click.option("--device", default=None, help="For --graphs of blip-atc: NPUs, with commas between.  [default: 0]"),
     click.option("--threads", type=COUNT, default=None, help="Threads of one operator.  [default: all cores]"),
     click.option("--restart", is_flag=True, help="Begin anew, whichever run --out holds, whole or half finished."),
     click.option("--verify", is_flag=True, help="Check the sha256 of every file read."),
@@ -103,6 +107,10 @@ def main() -> None:
 @common
 @click.option("--itm-batchsize", type=COUNT, default=64, help="Captions of one picture per run of the ITM graph.")
 @click.option("--k-test", type=COUNT, default=None, help="Candidates re-ranked per query.  [default: the model's]")
+@click.option(
+    "--as", "recipe", type=click.Choice(list(RECIPES)), help="Whose evaluation to follow: k_test 20, of ascend-modelzoo."
+)
+@click.option("--layout", type=click.Choice(LAYOUTS), default=PACKED, help="One .npy per tensor, or one .bin per sample.")
 @click.option("--feat-dtype", type=click.Choice(["float32", "float16"]), default="float32", help="How image features are stored.")
 @click.option(
     "--protocol",
@@ -187,6 +195,10 @@ def vqa(**given: Any) -> None:
     """Answer the questions about each picture."""
     run_vqa(VqaOptions(**apart(given)), click.echo)
     click.echo(f"Outputs: {given['out']}")
+
+
+for command in (ais_bench_script, pairs):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from runtime.generator import Request
 from runtime.graphs import read_graphs
 from runtime.how import Writing
 from runtime.listed import Listed, list_pictures
-from runtime.onnx_session import available_provider
 from runtime.outputs import CAPTION, CAPTIONS
+from runtime.place import placed
 from runtime.prompts import caption_prompt, paired, split_at_commas
 from runtime.rows import Row
 from runtime.run import refuse_mixed, refuse_model
@@ -41,7 +41,7 @@ def run_caption(options: Options, say: Callable[[str], None]) -> manifest.Manife
     graphs = read_graphs(options.graphs, options.verify)
     refuse_model(graphs, CAPTION)
     settings = settings_for(graphs.config, CAPTION, options.preset, options.asked)
-    available_provider(options.provider)
+    graphs = placed(graphs, options.provider, options.device, options.batchsize)
     data: CaptionData | Listed
     if options.images is None:
         data = read_caption(options.data, options.verify)

@@ -27,7 +27,7 @@ from runtime.batches import slices
 from runtime.embed import ShardWork, image_work
 from runtime.graphs import Graphs, read_graphs
 from runtime.labels import NO_TEMPERATURE, TEMPLATES, checked_labels, checked_templates, embed_labels, read_labels, temperature_of
-from runtime.onnx_session import available_provider
+from runtime.place import placed
 from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
 from runtime.similarity import similarities
 
@@ -70,7 +70,7 @@ def run_classify(options: Options, say: Callable[[str], None]) -> manifest.Manif
     """
     graphs, data = read_graphs(options.graphs, options.verify), read_classify(options.data, options.verify)
     refuse_mixed(graphs, data)
-    available_provider(options.provider)  # before a folder is begun
+    graphs = placed(graphs, options.provider, options.device, options.batchsize)  # before a folder is begun
     looking = graphs.first_of(*picture_graphs(graphs))  # nor should hours of work end at a missing graph
     reading = graphs.first_of(LABEL_GRAPHS)
     asked = _asked(options, graphs, data)

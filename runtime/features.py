@@ -24,7 +24,7 @@ from runtime import run as runs
 from runtime.batches import prefetched, slices
 from runtime.embed import ShardWork, look_at, picture_batch, refuse_nan, text_batches
 from runtime.graphs import Graphs, read_graphs
-from runtime.onnx_session import available_provider
+from runtime.place import placed
 from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
 from runtime.session import Session
 
@@ -58,7 +58,7 @@ def run_features(options: Options, say: Callable[[str], None]) -> manifest.Manif
     graphs, data = read_graphs(options.graphs, options.verify), read_retrieval(options.data, options.verify)
     refuse_blip(graphs)
     refuse_mixed(graphs, data)
-    available_provider(options.provider)
+    graphs = placed(graphs, options.provider, options.device, options.batchsize)
     looking, matching, reading = graphs_of(graphs, modes)
     identity = identity_of("features", options, graphs, data, modes=modes, shards=[PICTURES_PER_SHARD, CAPTIONS_PER_SHARD])
     if done := already_done(options, identity, say):

@@ -1,8 +1,11 @@
-"""The graphs/ folder as the runtime sees it: which graphs there are, in which form, and which of them to use."""
+"""The graphs/ or om/ folder as the runtime sees it: which graphs there are, in which form, and which of them to use."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,25 @@ from models import manifest
 from models.config import Config
 from models.config_file import from_dict
 from models.errors import UserError
-from models.spec import BATCH, LENGTH, GraphSpec, graph_specs, spec_from_dict
+from models.om import KIND, OmEntry, entries
+from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec, graph_specs, spec_from_dict
 
 KEPT = ("model", "config", "opset", "target", "precision", "checkpoint", "parity")  # what outputs/ say of their graphs
+OM_KEPT = ("soc", "cann")  # and of those compiled for an NPU
 MEND = f"Write the folder again with {manifest.MADE_WITH['graphs']}."
-STATIC = "atc"  # the target whose graphs have fixed axes, and buffers that the caller fills (export/targets.py)
+STATIC = ("atc", "ascend", KIND)  # targets whose graphs have buffers of fixed size that the caller fills (export/targets.py)
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """A complete graphs/ folder."""
+    """A complete graphs/ folder, or an om/ folder of which one file of each graph is chosen."""
 
     source: manifest.Manifest
     config: Config
     symbolic: dict[str, GraphSpec]  # every graph of this model in the form of the folder's target, axes symbolic
-    written: dict[str, GraphSpec]  # the graphs in the folder, as they were exported
+    written: dict[str, GraphSpec]  # the graphs in the folder, as they were exported; of an om/ folder, those chosen
+    oms: Mapping[str, OmEntry] = field(default_factory=dict)  # of an om/ folder: the file chosen of each graph
+    devices: tuple[int, ...] = ()  # of an om/ folder: the NPUs that run it
 
     @property
     def content(self) -> dict[str, Any]:
@@ -32,12 +39,27 @@ class Graphs:
 
     def path(self, name: str) -> Path:
         """The file of graph `name`."""
-        return self.source.folder / str(self.content["graphs"][name]["file"])
+        file = self.oms[name].file if self.is_om else self.content["graphs"][name]["file"]
+        return self.source.folder / str(file)
+
+    @property
+    def is_om(self) -> bool:
+        """Whether the graphs are compiled for an NPU."""
+        return self.source.kind == KIND
 
     @property
     def is_static(self) -> bool:
         """Whether graphs that write words have buffers of fixed size."""
-        return bool(self.content["target"] == STATIC)
+        return self.content["target"] in STATIC
+
+    def at(self, batchsize: int) -> Graphs:
+        """The same with, of each graph of an om/ folder, the file of the smallest batch that holds `batchsize` rows, else of
+        the largest batch. Other graphs are as they are."""
+        return replace(self, **_chosen(self.source, self.symbolic, batchsize)) if self.is_om else self
+
+    def on(self, devices: tuple[int, ...]) -> Graphs:
+        """The same on these NPUs, each of which takes the rows of a batch."""
+        return replace(self, devices=devices)
 
     @property
     def tokenizer(self) -> Path:
@@ -56,27 +78,61 @@ class Graphs:
 
 
 def read_graphs(folder: Path, verify: bool = False) -> Graphs:
-    """Open a graphs/ folder. Raises UserError when it is damaged, incomplete or of another release."""
-    found = manifest.read(folder, "graphs", verify)
+    """Open a graphs/ folder, or an om/ folder: of that the largest batches, on NPU 0. Raises UserError when it is damaged,
+    incomplete or of another release."""
+    found = manifest.read_one_of(folder, ("graphs", KIND), verify)
+    mend = f"Write the folder again with {manifest.MADE_WITH[found.kind]}."
     try:
         config = from_dict(found.content["config"], str(folder / manifest.NAME))
-        symbolic = graph_specs(config, static=found.content["target"] == STATIC)
+        symbolic = graph_specs(config, static=found.content["target"] in STATIC)
         written = {name: spec_from_dict(name, values) for name, values in found.content["graphs"].items()}
-        if lacking := [part for part in KEPT if part not in found.content]:
+        if lacking := [part for part in (*KEPT, *(OM_KEPT if found.kind == KIND else ())) if part not in found.content]:
             raise KeyError(lacking[0])  # now, and not when the work is done
         tokenizer = found.content["tokenizer"]
         str(tokenizer["sha256"])
-        listed = {str(values["file"]) for values in found.content["graphs"].values()}
+        files = [entry.file for entry in entries(found.content)] if found.kind == KIND else []
+        listed = set(files or [str(values["file"]) for values in found.content["graphs"].values()])
         listed |= {str(name) for name in (tokenizer["file"], *tokenizer.get("files", ()))}
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / manifest.NAME} lacks or garbles {error}. {MEND}") from error
+        raise UserError(f"{folder / manifest.NAME} lacks or garbles {error}. {mend}") from error
     if missing := sorted(listed - found.files.keys()):
-        raise UserError(f"{folder / manifest.NAME} does not list its own file {missing[0]!r}. {MEND}")
+        raise UserError(f"{folder / manifest.NAME} does not list its own file {missing[0]!r}. {mend}")
     for name, spec in written.items():
         if name not in symbolic:
-            raise UserError(f"{folder} holds a graph {name!r} that this release does not know. {MEND}")
+            raise UserError(f"{folder} holds a graph {name!r} that this release does not know. {mend}")
         _form(spec, symbolic[name], folder)
-    return Graphs(found, config, symbolic, written)
+    graphs = Graphs(found, config, symbolic, written)
+    return graphs.at(sys.maxsize).on((0,)) if graphs.is_om else graphs
+
+
+def _chosen(source: manifest.Manifest, symbolic: dict[str, GraphSpec], batchsize: int) -> dict[str, Any]:
+    """The file of each graph of an om/ folder, and its form as the runtime feeds it."""
+    oms: dict[str, OmEntry] = {}
+    for entry in sorted(entries(source.content), key=lambda entry: (entry.batch, -_longest(entry.spec))):
+        held = oms.get(entry.graph)
+        if held is None or held.batch < min(batchsize, entry.batch):
+            oms[entry.graph] = entry
+    if missing := sorted(source.content["graphs"].keys() ^ oms.keys()):
+        raise UserError(f"{source.folder / manifest.NAME} has graphs and files that are not each other's: {missing[0]!r}.")
+    written = {name: _widened(entry.spec, symbolic[name]) for name, entry in oms.items()}
+    for name, spec in written.items():
+        _form(spec, symbolic[name], source.folder)
+    return {"oms": oms, "written": written}
+
+
+def _longest(spec: GraphSpec) -> int:
+    """Of files of one batch that with the longest texts takes all of them."""
+    return sum(math.prod(dim for dim in tensor.shape if isinstance(dim, int)) for tensor in spec.inputs)
+
+
+def _widened(spec: GraphSpec, symbolic: GraphSpec) -> GraphSpec:
+    """The graph as it is fed here: float32 where the file has float16, which its session narrows and widens."""
+
+    def tensors(theirs: tuple[TensorSpec, ...], ours: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        dtypes = {tensor.name: tensor.dtype for tensor in ours if tensor.dtype == "float32"}
+        return tuple(replace(t, dtype=dtypes.get(t.name, t.dtype)) if t.dtype == "float16" else t for t in theirs)
+
+    return GraphSpec(spec.name, tensors(spec.inputs, symbolic.inputs), tensors(spec.outputs, symbolic.outputs))
 
 
 def fixed_sizes(graphs: Graphs, name: str) -> tuple[int | None, int | None]:

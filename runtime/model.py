@@ -1,4 +1,4 @@
-"""A graphs/ folder ready to be called from Python: its sessions, opened when first needed and then kept, and its tokenizer.
+"""A graphs/ or om/ folder ready to be called from Python: its tokenizer, and sessions, opened when first needed and then kept.
 
 B pictures, M texts, L tokens.
 """
@@ -21,8 +21,8 @@ from preprocess.text import pre_caption
 from runtime.batches import slices, trimmed
 from runtime.embed import look_at, picture_batch, refuse_nan, text_batches
 from runtime.graphs import Graphs, read_graphs
-from runtime.onnx_session import available_provider
 from runtime.picture_input import as_list, read_pictures
+from runtime.place import Device, placed
 from runtime.run import refuse_model
 from runtime.session import PROVIDERS, Session, open_session
 
@@ -34,10 +34,12 @@ class Engine:
     graphs: Graphs
     provider: str
     threads: int | None
-    batchsize: int
+    batchsize: int  # of all NPUs together
 
     @classmethod
-    def checked(cls, graphs: str | Path, provider: str, threads: int | None, batchsize: int) -> Engine:
+    def checked(
+        cls, graphs: str | Path, provider: str, threads: int | None, batchsize: int, device: Device | None = None
+    ) -> Engine:
         """Raises Misuse for options that cannot be, UserError when the folder or the provider cannot be used."""
         if provider not in PROVIDERS:
             raise Misuse(f"There is no provider {provider!r}; known providers: {', '.join(PROVIDERS)}.")
@@ -45,16 +47,18 @@ class Engine:
             raise Misuse(f"graphs is {graphs!r:.60}; expected the path of a folder that blip-export wrote.")
         size = count("batchsize", batchsize)
         threads = None if threads is None else count("threads", threads)
-        available_provider(provider)
-        return cls(read_graphs(Path(graphs)), provider, threads, size)
+        found = placed(read_graphs(Path(graphs)), provider, device, size)
+        return cls(found, provider, threads, size * max(1, len(found.devices)))
 
 
 class Model:
     """The graphs of one folder on one provider."""
 
-    def __init__(self, graphs: str | Path, provider: str, threads: int | None, batchsize: int) -> None:
-        """Raises Misuse for options that cannot be, UserError when the folder or the provider cannot be used."""
-        engine = Engine.checked(graphs, provider, threads, batchsize)
+    def __init__(
+        self, graphs: str | Path, provider: str, threads: int | None, batchsize: int, device: Device | None = None
+    ) -> None:
+        """Raises Misuse for options that cannot be, UserError when the folder, the provider or an NPU cannot be used."""
+        engine = Engine.checked(graphs, provider, threads, batchsize, device)
         refuse_model(engine.graphs, "retrieval")  # which all but those do that write
         self.graphs, self.batchsize = engine.graphs, engine.batchsize
         self._provider, self._threads = engine.provider, engine.threads

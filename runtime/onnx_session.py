@@ -25,11 +25,22 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
+        if provider == "cann":  # else what it does not know would run on the CPU, and nothing would say so
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=[wanted], disabled_optimizers=DISABLED_OPTIMIZERS.get(provider, [])
+                str(path),
+                options,
+                providers=[wanted],
+                disabled_optimizers=DISABLED_OPTIMIZERS.get(provider, []),
+                enable_fallback=0,  # after a failure it would go on with the CPU
             )
         except Exception as error:  # onnxruntime's own classes share no base but Exception
+            if "fallback to CPU EP has been explicitly disabled" in str(error):
+                raise UserError(
+                    f"{path} has operators that {wanted} does not run, and would leave to the CPU. Export the graphs with "
+                    "--target ascend, whose operators CANN knows, or compile them with blip-atc and run the om/ folder."
+                ) from error
             raise UserError(f"{path} cannot be loaded: {_first_line(error)} Write the graphs again with blip-export.") from error
         if self.session.get_providers()[0] != wanted:
             raise UserError(

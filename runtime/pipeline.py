@@ -33,6 +33,7 @@ from runtime.generation_pipeline import WRITERS
 from runtime.labels import NO_TEMPERATURE, checked_labels, checked_templates, embed_labels, temperature_of
 from runtime.model import Engine, Model, as_texts, count
 from runtime.picture_input import Picture, as_list
+from runtime.place import Device
 from runtime.rerank import score_picture
 from runtime.retrieval import PAIR_GRAPHS, PICTURE_GRAPHS
 from runtime.similarity import similarities
@@ -239,16 +240,18 @@ def pipeline(
     provider: str = "cpu",
     threads: int | None = None,
     batchsize: int = 16,
+    device: Device | None = None,
     **defaults: Any,
 ) -> Callable[..., Any]:
     """What does `task`, to be called with pictures.
 
     Args:
         task: one of TASKS; dashes may stand for its underscores, as Hugging Face writes them.
-        graphs: folder that blip-export wrote.
+        graphs: folder that blip-export wrote, or blip-atc.
         provider: "cpu", "cuda" or "cann"; never another one than asked for.
         threads: of one operator; None takes all cores.
         batchsize: pictures or texts per run of a graph.
+        device: NPUs of graphs that blip-atc wrote: 0, "0,1,2,3" or [0, 1]; None takes 0.
         defaults: what the class of the task takes besides: `candidate_labels`, `hypothesis_template`, ...
 
     Raises Misuse for a task or an option that cannot be, UserError when the graphs or the provider cannot be used.
@@ -257,4 +260,4 @@ def pipeline(
     if made is None:
         raise Misuse(f"There is no task {task!r}; known tasks: {', '.join(TASKS)}.")
     held = Engine.checked if made in WRITERS.values() else Model
-    return made(held(graphs, provider, threads, batchsize), **defaults)
+    return made(held(graphs, provider, threads, batchsize, device), **defaults)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from models import manifest
+from models.recipe import departures, wanted
 from preprocess.dataset import RetrievalData, read_retrieval
+from preprocess.tensors import PACKED
 from runtime import run as runs
 from runtime.embed import ShardWork, image_work, text_work
 from runtime.graphs import read_graphs
-from runtime.onnx_session import available_provider
 from runtime.outputs import I2T, LAVIS, T2I, counted
+from runtime.place import placed
 from runtime.plan import Plan, plan_pairs
 from runtime.rerank import pair_shards, pair_work
 from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
@@ -39,6 +41,8 @@ class Options(runs.Options):
     k_test: int | None  # None takes the model's
     feat_dtype: str  # in which image_feat is stored
     protocol: str = LAVIS  # one of outputs.PROTOCOLS
+    layout: str = PACKED  # one of tensors.LAYOUTS, of what is said of each picture and caption; pairs are always packed
+    recipe: str | None = None  # one of models.recipe, whose k_test is taken where none is given
 
 
 def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Manifest:
@@ -48,9 +52,9 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
     """
     graphs, data = read_graphs(options.graphs, options.verify), read_retrieval(options.data, options.verify)
     refuse_mixed(graphs, data)
-    available_provider(options.provider)  # before a folder is begun
+    graphs = placed(graphs, options.provider, options.device, options.batchsize)  # before a folder is begun
     used = [graphs.first_of(*choices) for choices in STAGES]  # nor should hours of work end at a missing one
-    k = options.k_test or graphs.config.protocol.k_test
+    k = wanted(options.recipe, "k_test", options.k_test) or graphs.config.protocol.k_test
     identity = identity_of(
         "retrieval",
         options,
@@ -60,17 +64,18 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
         protocol=options.protocol,
         itm_batchsize=options.itm_batchsize,
         feat_dtype=options.feat_dtype,
+        **({} if options.layout == PACKED else {"layout": options.layout}),
         shards=[PICTURES_PER_SHARD, CAPTIONS_PER_SHARD, PAIRS_PER_SHARD],  # the journal counts in these
     )
     if done := already_done(options, identity, say):
         return done
     pictures_there, data = len(data.images), counted(data, options.protocol)
-    for line in _notes(data, pictures_there, k):
+    for line in [*_notes(data, pictures_there, k), *departures(options.recipe, {**data.protocol, "k_test": k})]:
         say(line)
     with begun(options, graphs, data, identity) as run:
         pictures, captions, pairs = used
-        embed_pictures(run, data, pictures, options.feat_dtype)
-        embed_captions(run, data, captions)
+        embed_pictures(run, data, pictures, options.feat_dtype, options.layout)
+        embed_captions(run, data, captions, options.layout)
         plan = planned(run, data, k)
         say(_describe(plan, k))
         rerank(run, data, plan, pairs, options.itm_batchsize)
@@ -79,14 +84,14 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
         return run.complete(names, backend, {"k_test": k, "protocol": options.protocol})
 
 
-def embed_pictures(run: Run, data: RetrievalData, graphs: tuple[str, ...], feat_dtype: str) -> None:
+def embed_pictures(run: Run, data: RetrievalData, graphs: tuple[str, ...], feat_dtype: str, layout: str = PACKED) -> None:
     """image_embed and image_feat."""
     with ExitStack() as opened:
         writers = {}
         for spec in run.graphs.symbolic["image"].outputs:
             if spec.name in KEPT:
                 dtype = feat_dtype if spec.name == "image_feat" else spec.dtype
-                writer = run.writer(spec.name, dtype, (len(data.images), *spec.sample_shape))
+                writer = run.writer(spec.name, dtype, (len(data.images), *spec.sample_shape), layout)
                 writers[spec.name] = opened.enter_context(closing(writer))
         run.journal.run_shards(
             "pictures",
@@ -96,10 +101,10 @@ def embed_pictures(run: Run, data: RetrievalData, graphs: tuple[str, ...], feat_
         )
 
 
-def embed_captions(run: Run, data: RetrievalData, graphs: tuple[str, ...]) -> None:
+def embed_captions(run: Run, data: RetrievalData, graphs: tuple[str, ...], layout: str = PACKED) -> None:
     """text_embed."""
     (spec,) = run.graphs.symbolic["text_embed"].outputs
-    with closing(run.writer(spec.name, spec.dtype, (len(data.captions), *spec.sample_shape))) as writer:
+    with closing(run.writer(spec.name, spec.dtype, (len(data.captions), *spec.sample_shape), layout)) as writer:
         run.journal.run_shards(
             "captions",
             shards(len(data.captions), CAPTIONS_PER_SHARD),
@@ -138,7 +143,8 @@ def rerank(run: Run, data: RetrievalData, plan: Plan, graphs: tuple[str, ...], b
     with closing(run.writer(spec.name, spec.dtype, (len(plan.image), *spec.sample_shape))) as writer:
 
         def begin() -> ShardWork:
-            return pair_work(data, run.open("image_feat"), plan, run.sessions(graphs), batchsize, writer)
+            sessions = run.sessions(graphs, *[1] * (len(graphs) - 1), batchsize)  # one picture, and then its captions
+            return pair_work(data, run.open("image_feat"), plan, sessions, batchsize, writer)
 
         run.journal.run_shards("pairs", pair_shards(plan, PAIRS_PER_SHARD), begin, [writer])
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import onnxruntime
-
 from models import manifest
 from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig
 from models.errors import UserError
@@ -19,6 +17,7 @@ from runtime.batches import slices
 from runtime.graphs import KEPT, Graphs
 from runtime.journal import Journal
 from runtime.outputs import CAPTION, VQA
+from runtime.place import engine_of, place_of
 from runtime.session import Session, open_session
 
 # What the models are called, and the tasks of each.
@@ -44,6 +43,7 @@ class Options:
     threads: int | None
     restart: bool = False
     verify: bool = False
+    device: str | None = None  # NPUs of an om/ folder with commas between; None takes 0
 
 
 class Data(Protocol):
@@ -64,14 +64,16 @@ class Run:
         self.journal = Journal(folder, identity)
         self.tensors: dict[str, dict[str, Any]] = {}
 
-    def sessions(self, names: Sequence[str]) -> list[Session]:
-        """The graphs `names`, loaded."""
-        return [open_session(self.graphs, name, self.options.provider, self.options.threads) for name in names]
+    def sessions(self, names: Sequence[str], *rows: int) -> list[Session]:
+        """The graphs `names`, loaded. `rows`: how many each is fed at a time, where it is not the batch size asked for."""
+        graphs = [self.graphs.at(size) for size in rows] or [self.graphs] * len(names)
+        options = self.options
+        return [open_session(of, name, options.provider, options.threads) for of, name in zip(graphs, names, strict=True)]
 
-    def writer(self, name: str, dtype: str, shape: tuple[Any, ...]) -> Writer:
+    def writer(self, name: str, dtype: str, shape: tuple[Any, ...], layout: str = PACKED) -> Writer:
         """Begin one tensor of the outputs, or go on with it."""
-        writer = Writer(self.folder, name, dtype, tuple(int(d) for d in shape))
-        self.tensors[name] = writer.info()
+        writer = Writer(self.folder, name, dtype, tuple(int(d) for d in shape), layout)
+        self.tensors[name] = writer.info() if layout == PACKED else {**writer.info(), "layout": layout}
         return writer
 
     def open(self, name: str) -> Tensor:
@@ -97,9 +99,9 @@ class Run:
             },
             "data": {"digest": self.data.source.digest, "folder": str(options.data.absolute())},
             "backend": {
-                "provider": options.provider,
-                "onnxruntime": onnxruntime.__version__,
-                "threads": options.threads,
+                **engine_of(graphs, options.provider),
+                **place_of(graphs),
+                "threads": None if graphs.is_om else options.threads,
                 "machine": platform.machine(),
                 "batchsize": options.batchsize,
                 **backend,
@@ -128,8 +130,7 @@ def identity_of(task: str, options: Options, graphs: Graphs, data: Data, **other
         "graphs": graphs.source.digest,
         "data": data.source.digest,
         "batchsize": options.batchsize,
-        "provider": options.provider,
-        "onnxruntime": onnxruntime.__version__,
+        **engine_of(graphs, options.provider),
         **others,
     }
 
@@ -148,7 +149,7 @@ def already_done(options: Options, identity: dict[str, Any], say: Callable[[str]
         say(f"{options.out} already holds this run; nothing to do (--restart runs it again).")
         return done
     others = ", ".join(sorted(key for key in {*held, *identity} if held.get(key) != identity.get(key)))
-    say(f"{options.out} holds a complete run with another {others}; it is replaced once this one is complete.")
+    say(f"{options.out} holds a complete run that differs in {others}; it is replaced once this one is complete.")
     return None
 
 

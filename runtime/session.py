@@ -1,10 +1,13 @@
 """One graph, ready to run: named arrays in, named arrays out, each checked against the GraphSpec.
 
-A graph with fixed axes is padded here and the padding is cut off here: callers never see it.
+A graph with fixed axes is padded here and the padding is cut off here: callers never see it. On several devices a batch has
+rows for each of them.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -23,13 +26,25 @@ class Backend(Protocol):
 
 
 class Session:
-    """A graph of a graphs/ folder on a backend."""
+    """A graph of a graphs/ or om/ folder on a backend."""
 
-    def __init__(self, spec: GraphSpec, backend: Backend, batch: int | None, length: int | None) -> None:
+    def __init__(self, spec: GraphSpec, backend: Backend, batch: int | None, length: int | None, devices: int = 1) -> None:
+        """`batch` and `length`: fixed, or None when any will do; `devices`: how many the backend has, for a batch each."""
         self.spec = spec  # symbolic
-        self.batch = batch  # the fixed batch, None when any will do
-        self.length = length  # the fixed text length, None when any will do
+        self.batch = None if batch is None else batch * devices  # the most rows of a run, None when any number will do
+        self.each = batch  # rows of one device: always as many
+        self.length = length
         self._backend = backend
+
+    def filled(self, rows: int) -> int:
+        """How many rows a run is fed when so many, or more, are to go through it: whole batches, for as many devices as it
+        takes."""
+        return rows if self.each is None else min(self.batch or rows, -(-rows // self.each) * self.each)
+
+    def npu_ms(self) -> list[float]:
+        """How long each run took on the NPUs alone, in ms, those of all devices one after the other; none elsewhere."""
+        measured: Callable[[], list[float]] = getattr(self._backend, "npu_ms", list)
+        return measured()
 
     def run(self, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """Run the graph on one batch.
@@ -55,7 +70,7 @@ class Session:
     def _padded(self, spec: TensorSpec, array: np.ndarray) -> np.ndarray:
         """Fill the fixed axes: empty text positions with 0 (mask 0), empty rows with copies of the last one."""
         for axis, dim in enumerate(spec.shape):
-            fixed = {BATCH: self.batch, LENGTH: self.length}.get(str(dim))
+            fixed = {BATCH: self.filled(array.shape[axis]), LENGTH: self.length}.get(str(dim))
             if fixed and (short := fixed - array.shape[axis]):
                 before_after = [(0, short if at == axis else 0) for at in range(array.ndim)]
                 array = np.pad(array, before_after, mode="edge" if dim == BATCH else "constant")
@@ -86,8 +101,16 @@ def check_feeds(spec: GraphSpec, feeds: dict[str, np.ndarray]) -> dict[str, int]
 
 
 def open_session(graphs: Graphs, name: str, provider: str = "cpu", threads: int | None = None) -> Session:
-    """Load graph `name` on `provider`. Raises UserError when the provider or the graph cannot be used."""
+    """Load graph `name`: of an om/ folder on its NPUs, else on `provider`. Raises UserError when the provider, the NPU or the
+    graph cannot be used; warns of what is odd in the graph and does no harm."""
     # Imported here, so that reading outputs needs no engine.
+    if graphs.is_om:
+        from runtime.devices import open_om
+
+        om = open_om(graphs.source.folder, graphs.oms[name], graphs.symbolic[name], graphs.devices)
+        for note in om.notes:
+            warnings.warn(note, stacklevel=2)
+        return Session(graphs.symbolic[name], om, *fixed_sizes(graphs, name), devices=len(graphs.devices))
     from runtime.onnx_session import OnnxBackend
 
     backend = OnnxBackend(graphs.path(name), graphs.written[name], provider, threads)

@@ -6,13 +6,13 @@ keys and values, H heads, K head width, V words of the vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from models.errors import UserError
 from models.generation_spec import BEAMS, SLOTS
-from models.spec import BATCH
 from runtime.session import Session
 
 
@@ -23,11 +23,11 @@ class SlotGraph:
         """`sizes`: what the graph was exported for; `beside`: inputs that stay the same, a row for each prompt; `columns`: the
         rows that each prompt has, M at most."""
         self._session, self._columns, self._slots = session, columns, sizes[SLOTS]
-        self._prompts = sizes[BATCH]  # of a run, where prompts and sequences are two axes
-        self._shape = (sizes[BATCH], sizes[BEAMS]) if BEAMS in sizes else (sizes[BATCH],)  # of the rows of a run
-        self._rows = int(np.prod(self._shape))  # of a run
-        self._beside = {name: whole_runs(array, self._prompts) for name, array in beside.items()}
-        rows = -(-count * columns // self._rows) * self._rows
+        self._sequences = (sizes[BEAMS],) if BEAMS in sizes else ()  # of a prompt, where they are an axis of their own
+        self._each = session.each or 1  # prompts that a run has a multiple of; without that axis, rows
+        self._beside = {name: whole_runs(array, self._each) for name, array in beside.items()}
+        rows_at_least = self._each * math.prod(self._sequences)
+        rows = -(-count * columns // rows_at_least) * rows_at_least
         *_, past = session.spec.inputs
         _, layers, heads, _, width = past.shape
         logits = session.spec.output("logits")
@@ -48,7 +48,7 @@ class SlotGraph:
     def leave(self, places: np.ndarray) -> None:
         """Go on with those prompts alone that stand at `places` (B,)."""
         if self._beside:
-            self._beside = {name: whole_runs(array[places], self._prompts) for name, array in self._beside.items()}
+            self._beside = {name: whole_runs(array[places], self._each) for name, array in self._beside.items()}
 
     def go_on(self, prompts: np.ndarray, sequences: np.ndarray) -> None:
         """Let sequence (b, m) go on from that of the prompt which stood at prompts[b, m], number sequences[b, m]: (B, M) each."""
@@ -69,17 +69,19 @@ class SlotGraph:
         words = np.zeros(len(self._kept), np.int64)
         words[rows] = ids
         positions = self._seen.sum(axis=1)
-        for start in range(0, count * self._columns, self._rows):
-            part = slice(start, start + self._rows)
-            prompts = slice(start // self._columns, start // self._columns + self._prompts)
+        whole = count * self._columns // math.prod(self._sequences)  # prompts; or rows, where the graph has one axis for both
+        for first in range(0, whole, self._session.batch or whole):
+            prompts = slice(first, first + self._session.filled(whole - first))
+            shape = (prompts.stop - first, *self._sequences)
+            part = slice(first * math.prod(self._sequences), prompts.stop * math.prod(self._sequences))
             found = self._session.run(
-                text_ids=words[part].reshape(*self._shape, 1),
-                positions=positions[part].reshape(*self._shape, 1),
-                past_mask=self._seen[part].reshape(*self._shape, -1),
+                text_ids=words[part].reshape(*shape, 1),
+                positions=positions[part].reshape(*shape, 1),
+                past_mask=self._seen[part].reshape(*shape, -1),
                 past=self._kept[part],
                 **{name: array[prompts] for name, array in self._beside.items()},
             )
-            self._logits[part] = found["logits"].reshape(self._rows, -1)
+            self._logits[part] = found["logits"].reshape(part.stop - part.start, -1)
             if free:
                 self._kept[part, :, :, self._used] = found["present"][:, :, :, 0]
         if free:

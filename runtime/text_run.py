@@ -67,15 +67,18 @@ def run_texts(job: Job, options: Options, say: Callable[[str], None]) -> tuple[m
     """
     requests = sorted(job.requests, key=lambda request: request.picture)
     identity = _identity(job, options)
-    if done := already_done(options, identity, say):
+    notes: list[str] = []  # said once it is sure that the run begins
+    done = already_done(options, identity, notes.append)
+    if done:
+        say(notes[0])
         return done, READERS[job.task](options.out).generated
     generator = Generator(job.graphs, options.provider, options.threads, options.use_past)
-    for line in [*job.how.check(generator, [request.prompt for request in requests]), described(job)]:
+    for line in [*notes, *job.how.check(generator, [request.prompt for request in requests]), described(job)]:
         say(line)
     with begun(options, job.graphs, job.data, identity) as run:
         shards = list(_shards(requests, REQUESTS_PER_SHARD))
         rows = Rows(run.folder)
-        run.journal.run_shards(job.stage, shards, lambda: _work(job, generator, requests, rows, options.batchsize), [])
+        run.journal.run_shards(job.stage, shards, lambda: _work(job, generator, requests, rows, _together(job, options)), [])
         generated = rows.merged(GENERATED, shards, job.key)
         name, results = job.results(generated)
         manifest.write_text(run.folder / name, lines_of(results))
@@ -117,7 +120,13 @@ def _identity(job: Job, options: Options) -> dict[str, Any]:
         content["answers"] = _hash(content["answers"])
     prompts = _hash([[request.picture, request.prompt] for request in job.requests])
     others = {"use_past": options.use_past, "prompts": prompts, "shards": [REQUESTS_PER_SHARD]}
+    others["batchsize"] = _together(job, options)  # an answer that looks at the padding of others depends on it
     return identity_of(job.task, options, job.graphs, job.data, **content, **others)
+
+
+def _together(job: Job, options: Options) -> int:
+    """Pictures and requests at a time: a batch for each NPU."""
+    return options.batchsize * max(1, len(job.graphs.devices))
 
 
 def _hash(values: list[Any]) -> str:

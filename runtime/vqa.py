@@ -21,8 +21,8 @@ from runtime.graphs import Graphs, read_graphs
 from runtime.how import GENERATE, INFERENCES, RANK, Ranking, Writing
 from runtime.listed import Listed, list_pictures
 from runtime.model import count
-from runtime.onnx_session import available_provider
 from runtime.outputs import ANSWERS, VQA
+from runtime.place import placed
 from runtime.prompts import paired, question_prompt, split_at_commas
 from runtime.rows import Row
 from runtime.run import refuse_mixed, refuse_model
@@ -62,7 +62,7 @@ def run_vqa(options: Options, say: Callable[[str], None]) -> manifest.Manifest:
     """
     graphs = read_graphs(options.graphs, options.verify)
     refuse_model(graphs, VQA)
-    available_provider(options.provider)
+    graphs = placed(graphs, options.provider, options.device, options.batchsize)
     asked = _listed(options) if options.images is not None else _of_data(options, graphs)
     answers = None if options.answer_list is None else read_answer_list(options.answer_list)
     more = (answers, options.inference, options.k_test, options.attend_padding, asked.answers)

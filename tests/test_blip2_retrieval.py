@@ -336,7 +336,7 @@ def test_the_evaluation_of_mindformers(graphs: Any, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "report" / "report.json").read_text("utf-8"))
     assert record["protocol"]["evaluation"] == "mindformers, 4 pictures left out"
     assert (record["counts"]["pictures"], record["counts"]["captions"]) == (100, 200)
-    assert "holds a complete run with another protocol" in chain.done(chain.run(*run))  # that of LAVIS, which counts all
+    assert "holds a complete run that differs in protocol" in chain.done(chain.run(*run))  # that of LAVIS, which counts all
     assert read_retrieval(tmp_path / "outputs").image_embed.shape[0] == 104
     assert metrics(tmp_path / "outputs")[0] != found
 

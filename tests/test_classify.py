@@ -244,7 +244,7 @@ def test_a_run_again(blip: Work, options: tuple[object, ...], key: str) -> None:
     said = "already holds this run; nothing to do (--restart runs it again)."
     assert said in chain.done(blip.call())
     assert (blip.out / manifest.NAME).read_bytes() == before
-    assert f"{blip.out} holds a complete run with another {key}; it is replaced" in chain.done(blip.call(*options))
+    assert f"{blip.out} holds a complete run that differs in {key}; it is replaced" in chain.done(blip.call(*options))
     assert said in chain.done(blip.call(*options))
     assert said not in chain.done(blip.call(*options, "--restart"))
 

@@ -22,6 +22,7 @@ VOCABULARY = (
     "models.manifest",
     "models.om",
     "models.presets",
+    "models.recipe",
     "models.spec",
 )
 MAY_IMPORT = {
@@ -33,6 +34,8 @@ MAY_IMPORT = {
     "postprocess": (
         "postprocess",
         "preprocess",
+        "runtime.ais_bench_outputs",
+        "runtime.ais_bench_run",
         "runtime.outputs",
         "runtime.similarity",
         *VOCABULARY,

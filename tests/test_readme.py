@@ -43,7 +43,7 @@ def graph_table(model: str, static: bool = False) -> str:
 def commands() -> list[str]:
     """The command lines that README shows, continued lines joined."""
     text = README.replace("\\\n", " ")
-    return re.findall(r"^ +((?:blip-(?:pre|export|convert|run|post|bench|train)|make) .*)$", text, re.MULTILINE)
+    return re.findall(r"^ +((?:blip-(?:pre|export|convert|atc|run|post|bench|train)|make) .*)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["README.md", "demo/README.md"])

@@ -393,4 +393,4 @@ def test_batch_sizes_do_not_matter(ort_graphs: Path, tiny_data: Path, tmp_path: 
 def test_a_complete_run_is_not_replaced_without_a_word(ort_graphs: Path, tiny_data: Path, tmp_path: Path) -> None:
     chain.done(chain.run(ort_graphs, tiny_data, tmp_path / "o", "--k-test", 3))
     again = chain.done(chain.run(ort_graphs, tiny_data, tmp_path / "o", "--k-test", 4))
-    assert "holds a complete run with another k_test; it is replaced once this one is complete." in again
+    assert "holds a complete run that differs in k_test; it is replaced once this one is complete." in again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,20 @@ def test_a_failure_inside_the_engine_is_a_sentence(ort_graphs: Path) -> None:
     with pytest.raises(UserError, match=r"text_embed failed in ONNX Runtime: .*\.$") as error:
         open_session(read_graphs(ort_graphs), "text_embed").run(**given)
     assert "\n" not in error.value.message
+
+
+def test_cann_leaves_nothing_to_the_cpu(ort_graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime itself refuses: this build knows no CANN, and every operator would be left to the CPU."""
+    graphs = read_graphs(ort_graphs)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDER_NAMES.values()))
+    real = onnxruntime.InferenceSession
+
+    def quietly(path: str, options: Any, providers: list[str], **others: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no such provider
+            return real(path, options, providers=providers, **others)
+
+    assert open_session(graphs, "text_embed").batch is None
+    monkeypatch.setattr(onnxruntime, "InferenceSession", quietly)
+    with pytest.raises(UserError, match=r"text_embed\.onnx has operators that CANNExecutionProvider does not run"):
+        open_session(graphs, "text_embed", "cann")

@@ -1,0 +1,1 @@
+"""A stand-in for Ascend's ais_bench, over that for aclruntime."""
