@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,27 +12,60 @@ from bench.compare import NEEDED, chosen_works
 from bench.forms import Writing
 from bench.words_race import words_works
 from models.errors import Misuse
-from runtime.graphs import Graphs
+from runtime.graphs import Graphs, fixed_sizes
 
 OF_COMPARISONS = ("works", "checkpoint", "vit_checkpoint", "llm_checkpoint", "captions", "pairs", "rounds", "itm_batchsize")
 OF_RETRIEVAL = ("length", "captions", "pairs", "itm_batchsize")
 OF_WORDS = ("num_beams", "new_tokens", "prompt_tokens", "use_past", "llm_checkpoint")
+OF_ONNX = ("length", "threads", *OF_COMPARISONS, *OF_WORDS)  # and not of what was compiled for an NPU
 BEAMS = range(1, 65)
 YES = {"true": True, "false": False}
+
+
+def batches_asked(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """--batchsize, a callback of click: whole numbers above 0 with commas between, each once."""
+    number = click.IntRange(min=1)
+    return None if value is None else tuple(dict.fromkeys(number(part, option, context) for part in value.split(",")))
 
 
 def refuse_unused(graphs: Graphs, words: bool, compares: bool) -> None:
     """Raise Misuse when an option was typed that nothing reads: `words` whether the graphs write words, `compares` whether
     there is a comparison."""
-    context = click.get_current_context()
-    typed = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
-    for name in typed:
-        option = f"--{name.replace('_', '-')}"
+    for name, option in _typed():
         if name in (OF_RETRIEVAL if words else OF_WORDS):
             kind = "models for retrieval" if words else "models that write words"
             raise Misuse(f"{option} is for {kind}, which {graphs.content['model']} is not; leave it out.")
         if name in OF_COMPARISONS and not compares:
             raise Misuse(f"{option} is only read with --compare transformers; add that, or leave it out.")
+
+
+def refuse_of_onnx(graphs: Graphs) -> None:
+    """Raise Misuse when an option was typed that is not read of graphs compiled for an NPU."""
+    folder = graphs.source.folder
+    for name, option in _typed():
+        if name == "rival":
+            raise Misuse(f"--compare runs on the CPU, and {folder} was compiled for an NPU: give the folder of blip-export.")
+        if name in OF_ONNX:
+            raise Misuse(f"{option} is of graphs that ONNX Runtime runs, and {folder} was compiled for an NPU: leave it out.")
+
+
+def refuse_one_batch(graphs: Graphs, names: Sequence[str], batches: Sequence[int]) -> None:
+    """Raise Misuse when several batches are asked of a graph that has one alone."""
+    for name in names if len(batches) > 1 else ():
+        if fixed := fixed_sizes(graphs, name)[0]:
+            raise Misuse(
+                f"{name} was exported for batches of {fixed} alone; give one --batchsize, or graphs of --target ort or ascend."
+            )
+
+
+def _typed() -> list[tuple[str, str]]:
+    """The options that were typed, by their names here and there."""
+    context = click.get_current_context()
+    return [
+        (param.name, param.opts[0])
+        for param in context.command.params
+        if param.name and context.get_parameter_source(param.name) == ParameterSource.COMMANDLINE
+    ]
 
 
 def checkpoint_asked(checkpoint: Path | None, provider: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -68,7 +68,7 @@ class Row:
 def chosen_names(graphs: Graphs, only: str | None) -> list[str]:
     """The graphs that --only lists, with commas between; all of the folder without it. Raises Misuse for another name."""
     if only is None:
-        return list(graphs.written)
+        return list(graphs.content["graphs"])  # written has the files of an om/ folder by batch
     names = list(dict.fromkeys(only.split(",")))
     if unknown := [name for name in names if name not in graphs.written]:
         raise Misuse(f"{graphs.source.folder} has no graph {unknown[0]!r}; it has {', '.join(graphs.written)}.")
@@ -93,10 +93,16 @@ def time_graph(graphs: Graphs, name: str, load: Load, writing: Writing | None = 
     counted = [count_flops(graphs.path(name), bind(symbolic, form.sizes)) for form in wanted]
     session = open_session(graphs, name, load.provider, load.threads)
     for form, flops in zip(wanted, counted, strict=True):
-        feeds = random_inputs(bind(symbolic, form.sizes), _vocab(graphs, symbolic))
+        feeds = full_inputs(graphs, name, form.sizes)
         timing = time_loops(partial(session.run, **feeds), load.loops, load.warmup)
         rows.append(Row(name, form.rows, form.sizes.get(LENGTH) if takes_text else None, timing, flops, form))
     return rows
+
+
+def full_inputs(graphs: Graphs, name: str, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Inputs of graph `name` in these sizes of its axes."""
+    symbolic = graphs.symbolic[name]
+    return random_inputs(bind(symbolic, sizes), _vocab(graphs, symbolic))
 
 
 def random_inputs(bound: GraphSpec, vocab: int, seed: int = 0) -> dict[str, np.ndarray]:

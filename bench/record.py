@@ -23,10 +23,15 @@ def record_folder(folder: Path) -> Path:
     return folder
 
 
-def write_record(folder: Path, what: str, model: str, load: Load, content: dict[str, Any]) -> Path:
-    """Write `<what>-<model>-bs<batch>-t<threads>-<provider>-<UTC time>.json` into `folder`, by rename; returns its path."""
+def conditions(load: Load) -> str:
+    """What a record's name says of them: bs8-t2-cpu."""
+    return f"bs{load.batchsize}-t{load.threads}-{load.provider}"
+
+
+def write_record(folder: Path, what: str, model: str, said: str, content: dict[str, Any]) -> Path:
+    """Write `<what>-<model>-<said>-<UTC time>.json` into `folder`, by rename; returns its path."""
     now = datetime.now(timezone.utc)
-    name = f"{what}-{_plain(model)}-bs{load.batchsize}-t{load.threads}-{load.provider}-{now:%Y%m%d-%H%M%S}"
+    name = f"{what}-{_plain(model)}-{_plain(said)}-{now:%Y%m%d-%H%M%S}"
     head = {
         "format": FORMAT,
         "kind": "bench",
@@ -34,9 +39,6 @@ def write_record(folder: Path, what: str, model: str, load: Load, content: dict[
         "date": now.isoformat(timespec="seconds"),
         "command": manifest.command(),
         "model": model,
-        "batchsize": load.batchsize,
-        "threads": load.threads,
-        "provider": load.provider,
     }
     path = folder / f"{name}.json"
     # Escaped to ASCII: a path in the command may hold bytes that UTF-8 cannot write.

@@ -15,7 +15,7 @@ from bench.race import Against, Race, RetrievalRace, Say
 from bench.table import bandwidth_lines, generation_lines, graph_lines, load_line, peak_lines, threads_of
 from bench.words_race import WordsRace
 from preprocess.workers import usable_cpus
-from runtime.graphs import Graphs
+from runtime.graphs import Graphs, fixed_sizes
 
 
 def bench(
@@ -35,6 +35,9 @@ def bench(
     loads = {"before": before, "after": machine.load_average()}
     say(load_line(loads["before"], loads["after"], load.threads, usable_cpus()))
     return {
+        "batchsize": load.batchsize,
+        "threads": load.threads,
+        "provider": load.provider,
         **machine.facts(),
         "load_average": loads,
         "graphs": {key: graphs.content[key] for key in ("config", "target", "opset", "precision", "checkpoint")},
@@ -73,5 +76,6 @@ def _say_graphs(graphs: Graphs, load: Load, rows: Sequence[Row], peak: Peak, say
     say(f"Graphs of {content['model']} in {graphs.source.folder}")
     say(f"{form}; provider {load.provider}, {threads_of(load.threads)}, {load.warmup} runs before the timed ones.")
     say("")
-    for line in (*graph_lines(rows, peak), "", *peak_lines(peak), *own_forms(rows, load)):
+    fixed = [row for row in rows if any(fixed_sizes(graphs, row.graph))]
+    for line in (*graph_lines(rows, peak), "", *peak_lines(peak), *own_forms(fixed, load)):
         say(line)

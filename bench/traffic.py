@@ -30,8 +30,9 @@ def step_bytes(graphs: Graphs, load: Load, beams: int, new: int, use_past: bool)
     weights = weights_read(graphs.path(name))
     if graphs.is_static:  # its buffer is looked up whole, and the graph runs as often as its rows take
         sizes = all_sizes(graphs, name)
-        rows, columns = sizes[BATCH] * sizes.get(BEAMS, 1), sizes.get(BEAMS, beams)
-        return -(-load.batchsize * columns // rows) * float(weights + kept_read(graphs.written[name]))
+        prompts = load.batchsize * (1 if BEAMS in sizes else beams)  # or rows, where the graph has one axis for both
+        sizes = {BATCH: prompts, **sizes}  # one run takes all when the batch was left open
+        return -(-prompts // sizes[BATCH]) * float(weights + kept_read(bind(graphs.symbolic[name], sizes)))
     places, spec = places_of(graphs, load.length), graphs.symbolic[name]
     steps = [decode_sizes(places, load.batchsize, beams, words) for words in range(new - 1)]
     kept = [kept_read(bind(spec, sizes if use_past else {**sizes, PAST: 0})) for sizes in steps]
