@@ -220,8 +220,13 @@ def set_shapes(flags: dict[str, str], model: onnx.ModelProto) -> bool:
     for value in model.graph.output:
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param and not still:
-                axis.dim_value = math.prod(int(letters.get(part, part)) for part in axis.dim_param.split("*"))
+                axis.dim_value = product(axis.dim_param, letters)
     return bool(still) and not any(name in flags for name in DYNAMIC)
+
+
+def product(name: str, letters: dict[str, int]) -> int:
+    """The size of an axis called B, or B*M: by its whole name where an input has that, else part by part."""
+    return letters[name] if name in letters else math.prod(int(letters.get(part, part)) for part in name.split("*"))
 
 
 def shapes(text: str) -> dict[str, list[int]]:
