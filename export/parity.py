@@ -141,7 +141,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     if sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*")) > MAPPED:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"]
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED_OPTIMIZERS["cpu"], enable_fallback=0
     )
 
 

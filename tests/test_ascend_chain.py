@@ -33,16 +33,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def exported(root: Path, model: str, *options: object) -> Path:
-    """blip-export and, of what it wrote, blip-atc; returns the folder of both."""
+def exported(root: Path, model: str, *options: object) -> None:
+    """blip-export and, of what it wrote, blip-atc."""
     named = ("--model", model, *WEIGHTS, "--target", "ascend", *options, "--out", root / "graphs")
     chain.done(chain.call(export.__main__.main, *named))
-    asked = ("--graphs", root / "graphs", "--batchsize", BATCHES, "--soc", SOC)
-    assert "can read every graph" in chain.done(chain.call(export.atc.main, "--check", *asked[:4]))
+    asked = ("--graphs", root / "graphs", "--batchsize", BATCHES)
+    assert "can read every graph" in chain.done(chain.call(export.atc.main, "--check", *asked))
+    converted(root, root / "om", "--batchsize", BATCHES)
+
+
+def converted(root: Path, out: Path, *options: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{atc.install(root / 'bin')}{os.pathsep}{os.environ['PATH']}")
-        chain.done(chain.call(export.atc.main, *asked, "--out", root / "om"))
-    return root
+        chain.done(chain.call(export.atc.main, "--graphs", root / "graphs", "--soc", SOC, *options, "--out", out))
 
 
 def prepared(root: Path, task: str, pictures: Path) -> Path:
@@ -74,6 +77,13 @@ def test_retrieval(pictures: Path, tmp_path: Path) -> None:
             # A batch that is filled up is another product than one that is not: the last digit may differ, and did by 0.
             np.testing.assert_allclose(getattr(ours, name)[:], getattr(theirs, name)[:], rtol=0, atol=1e-5)
         assert chain.recall(found, tmp_path / f"report-{generation}{len(options)}") == report
+    # With the weights beside the .om files: the same bytes.
+    converted(tmp_path, tmp_path / "beside", "--batchsize", 7, "--external-weight")
+    assert list((tmp_path / "beside/weight").iterdir())
+    with ais_bench("2025"):
+        found = run("beside", "--batchsize", 7)
+    for name in ("image_embed.npy", "text_embed.npy", "itm_logits.npy"):
+        assert (found / name).read_bytes() == (tmp_path / "om--batchsize-7---device-0,1,2,3" / name).read_bytes()
 
 
 def test_captions(pictures: Path, tmp_path: Path) -> None:

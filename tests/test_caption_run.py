@@ -272,8 +272,8 @@ def test_what_is_said(captioner: Made) -> None:
     assert f"{tokens} tokens in " in printed
     assert " tokens/s." in printed
     assert "already holds this run; nothing to do" in captioner.run("--num-beams", 2)
-    assert "another num_beams" in captioner.run("--num-beams", 3)
-    assert "another prompt, prompts" in captioner.run("--num-beams", 3, "--prompt", "the")
+    assert "differs in num_b" in captioner.run("--num-beams", 3)
+    assert "differs in prompt, prompts" in captioner.run("--num-beams", 3, "--prompt", "the")
 
 
 def test_a_stopped_run_goes_on(captioner: Made, monkeypatch: pytest.MonkeyPatch, computed: list[tuple[str, int]]) -> None:

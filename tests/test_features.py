@@ -317,6 +317,4 @@ def test_killed_and_run_again(
     for name in NAMES:
         assert (tmp_path / "o" / f"{name}.npy").read_bytes() == (tmp_path / "undisturbed" / f"{name}.npy").read_bytes()
     assert "already holds this run" in chain.done(run(graphs["eva", "atc"], data, tmp_path / "o", "--batchsize", 3))
-    assert "with another modes" in chain.done(
-        run(graphs["eva", "atc"], data, tmp_path / "o", "--batchsize", 3, "--modes", "text")
-    )
+    assert "differs in modes" in chain.done(run(graphs["eva", "atc"], data, tmp_path / "o", "--batchsize", 3, "--modes", "text"))

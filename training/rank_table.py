@@ -51,8 +51,8 @@ def generate(
             f"--device_num {device_num} reaches place {places[-1]}, --visible_devices {visible_devices} has {len(cards)}."
         )
     server = server_ip or _own_address()
-    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", server):
-        raise Misuse(f"--server_ip {server!r} is no address.")
+    if not _is_address(server):
+        raise Misuse(f"--server_ip {server!r:.60} is no address, such as 10.0.0.1.")
     addresses = _addresses([cards[place] for place in places], conf)
     devices = [
         {"device_id": cards[place], "device_ip": address, "rank_id": str(rank)}
@@ -151,6 +151,13 @@ def _cards(visible: str) -> list[str]:
     if twice := _twice(cards):
         raise Misuse(f"--visible_devices {visible} has card {twice} twice.")
     return cards
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
 
 
 def _own_address() -> str:

@@ -265,7 +265,7 @@ def write(flags: dict[str, str], model: onnx.ModelProto, path: Path) -> None:
         return
     (path.parent / "weight").mkdir(exist_ok=True)
     where = f"weight/{path.stem}_weight_combined"
-    onnx.save_model(model, path, save_as_external_data=True, location=where, size_threshold=0)
+    onnx.save_model(model, path, save_as_external_data=True, location=where, size_threshold=1024)
 
 
 def litter(folder: Path) -> None:

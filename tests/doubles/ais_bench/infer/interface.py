@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import stat
+from pathlib import Path
 from typing import Any
 
 import aclruntime
@@ -58,6 +61,14 @@ class Session2023(_Session):
         self.session.finalize()
 
 
+def refuse_path(path: Path) -> None:
+    """What common/path_security_check.py of 2025 asks of the path of a model."""
+    plain = re.fullmatch(r"[A-Za-z0-9_./-]+", str(path)) is not None
+    links = any(each.is_symlink() for each in (path, *path.parents))
+    if not plain or links or path.suffix != ".om" or path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(f"model path:{path} is illegal")
+
+
 class Session2025(_Session):
     """Takes a list and nothing else, checks where the model lies, and puts arrays in a row."""
 
@@ -66,8 +77,7 @@ class Session2025(_Session):
     ) -> None:
         if not isinstance(device_id, int) or not 0 <= device_id <= 255:
             raise ValueError("device_id value should be in [0, 255]")
-        if not model_path.endswith(".om"):
-            raise ValueError(f"model path:{model_path} is illegal")
+        refuse_path(Path(model_path))
         super().__init__(device_id, model_path, acl_json_path, debug, loop)
 
     def infer(
