@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from export import cann
 from export.atc_command import shell
@@ -15,6 +16,8 @@ from export.atc_script import SCRIPT
 from export.soc import checked_soc, soc_of_this_machine
 from models.errors import Command, Misuse, UserError
 from models.om import DYNAMIC, FIXED
+
+CHECKED = ("graphs", "only", "batchsize", "cann", "check")  # all that --check reads
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -35,7 +38,12 @@ from models.om import DYNAMIC, FIXED
     default=None,
     help=f"Of every graph.  [default: {cann.FP16} for image encoders, {cann.MIXED} for the others]",
 )
-@click.option("--length", default=None, help="Tokens of a text; must be those of the graphs.  [default: theirs]")
+@click.option(
+    "--length",
+    default=None,
+    help="Tokens of a text; must be those of the graphs. 'buckets' is not possible: export a folder for each length."
+    "  [default: theirs]",
+)
 @click.option(
     "--dynamic",
     type=click.Choice(DYNAMIC),
@@ -86,11 +94,12 @@ def main(
         click.echo(f"{collect(out)} .om files: {out}")
         return
     batches = _batches(batchsize)
+    names = [name.strip() for name in only.split(",")] if only is not None else None
     if check:
-        _check(graphs, int(cann), batches)
+        _refuse_beside_check(click.get_current_context())
+        _check(graphs, int(cann), batches, names)
         return
     found = _soc(soc, elsewhere=dry_run or script)
-    names = [name.strip() for name in only.split(",")] if only is not None else None
     options = Options(
         graphs, out, names, batches, found, int(cann), precision, length, dynamic, keep, op_precision, external_weight
     )
@@ -140,16 +149,24 @@ def _show(made: Plan) -> None:
         click.echo(shell(job.argv))
 
 
-def _check(graphs: Path, release: int, batches: Sequence[int] | None) -> None:
+def _refuse_beside_check(context: click.Context) -> None:
+    """Raises Misuse for an option that --check would leave without effect."""
+    others = [option for option in context.command.params if option.name and option.name not in CHECKED]
+    given = [o.opts[0] for o in others if context.get_parameter_source(str(o.name)) is ParameterSource.COMMANDLINE]
+    if given:
+        raise Misuse(f"--check takes --graphs, --only, --batchsize and --cann alone; leave out {', '.join(given)}.")
+
+
+def _check(graphs: Path, release: int, batches: Sequence[int] | None, only: Sequence[str] | None) -> None:
     # Imported here: it reads every graph with onnx, which no other mode needs to.
     from export.lint import lint_folder
 
-    findings = lint_folder(graphs, release, batches or [USUAL_BATCH])
+    findings = lint_folder(graphs, release, batches or [USUAL_BATCH], only=only)
     for finding in findings:
         click.echo(f"{finding.graph}: {finding.rule}: {finding.said}")
     if findings:
         raise UserError(f"ATC of CANN {release} would refuse or garble what {len(findings)} findings name; see above.")
-    click.echo(f"ATC of CANN {release} can read every graph in {graphs}.")
+    click.echo(f"ATC of CANN {release} can read {', '.join(only) if only else 'every graph'} in {graphs}.")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from models.errors import UserError
 
 CODE = re.compile(r"\b(E[0-9A-Z]\d{4}|EZ\d{4})\b:?[ \t]*(.*)")
 SHOWN = 300  # characters of ATC's own text
+SHELL_KILLED = 128 + signal.SIGKILL  # what a shell ends with whose child was killed, as where atc is a script around ATC
 # ATC opens with the first of these when it has nothing better to say; a code of its own counts more.
 VAGUE = ("E19999", "EZ9999")
 SAY = "Run the command that `blip-atc --dry-run` prints with --log=debug to see more"
@@ -52,8 +53,8 @@ MEANING = {
 
 def failure(stem: str, status: int, said: str) -> UserError:
     """The error to raise when `atc` ended with `status` (not 0) while it made `stem`, and printed `said`."""
-    if status < 0:
-        name = signal.Signals(-status).name
+    if status < 0 or status == SHELL_KILLED:
+        name = signal.Signals(-status if status < 0 else signal.SIGKILL).name
         return UserError(
             f"{stem}: atc was killed ({name}), most often for lack of memory. Set TE_PARALLEL_COMPILER=1, or try a smaller "
             "--batchsize; nothing was written."

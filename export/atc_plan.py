@@ -103,9 +103,9 @@ def plan(options: Options) -> Plan:
     _check_length(options, sizes)
     files: dict[str, str] = {}
     jobs: list[Job] = []
-    wanted = _wanted(options, list(specs))
-    lists = keep_lists(options.keep, wanted)
-    for name in wanted:
+    names = wanted(options.graphs, options.only, list(specs))
+    lists = keep_lists(options.keep, names)
+    for name in names:
         model = _model(options, named[name])
         precision = options.precision or usual_precision(specs[name])
         more = _op_precision(options, specs[name], files)
@@ -116,17 +116,20 @@ def plan(options: Options) -> Plan:
         groups = [[one] for one in bound] if options.dynamic == FIXED else [bound]
         jobs += [job(specs[name], group, model, form) for group in groups]
     for keep in lists.values():
-        keep.refuse_unknown(files, [name for name in wanted if lists.get(name) is keep])
+        keep.refuse_unknown(files, [name for name in names if lists.get(name) is keep])
     return Plan(source, options, tuple(jobs), files)
 
 
-def _wanted(options: Options, known: Sequence[str]) -> list[str]:
-    """The graphs asked for, in the order of the folder."""
-    if options.only is None:
+def wanted(folder: Path, only: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Those of `known`, the graphs in `folder`, that `only` names, in the order of the folder; None names all.
+
+    Raises Misuse for a name that is not known.
+    """
+    if only is None:
         return list(known)
-    if unknown := [name for name in options.only if name not in known]:
-        raise Misuse(f"{options.graphs} has no graph {unknown[0]!r}; it has: {', '.join(known)}.")
-    return [name for name in known if name in options.only]
+    if unknown := [name for name in only if name not in known]:
+        raise Misuse(f"{folder} has no graph {unknown[0]!r}; it has: {', '.join(known)}.")
+    return [name for name in known if name in only]
 
 
 def _bound(options: Options, spec: GraphSpec, sizes: dict[str, Any]) -> list[GraphSpec]:

@@ -95,14 +95,24 @@ class Keep:
     def _check_mixlist(self) -> None:
         try:
             values = json.loads(self.text)
-            known = {key: set(values[key]) <= {"to-add", "to-remove"} for key in values}
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise Misuse(f"--keep {self.file} is not the JSON that --modify_mixlist takes: {error}.") from error
-        if not known or not all(known.values()) or not set(known) <= set(MIXLISTS):
+        if not _changes_lists(values):
             raise Misuse(
                 f"--keep {self.file} is not the JSON that --modify_mixlist takes, such as "
                 '{"black-list": {"to-add": ["SoftmaxV2"]}}.'
             )
+
+
+def _changes_lists(values: object) -> bool:
+    """Whether `values` are lists of ATC with the names of operators that are to be added to them, or removed."""
+    if not isinstance(values, dict) or not values or not set(values) <= set(MIXLISTS):
+        return False
+    changes = list(values.values())
+    if not all(isinstance(change, dict) and set(change) <= {"to-add", "to-remove"} for change in changes):
+        return False
+    lists = [names for change in changes for names in change.values()]
+    return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
 
 
 def keep_lists(path: Path | None, graphs: Sequence[str]) -> dict[str, Keep]:

@@ -53,7 +53,12 @@ def convert(plan: Plan, out: Path, say: Callable[[str], None]) -> None:
 def write_script(plan: Plan, out: Path) -> None:
     """Write `out`: atc.sh, the files that it names, and what `collect` needs. Raises Misuse when it holds .om files."""
     if held := sorted(path.name for path in out.glob(f"*{SUFFIX}")):
-        raise Misuse(f"{out} holds {held[0]}, which would be lost. Give it a manifest with --collect, or choose another --out.")
+        mend = "Choose another --out, or remove it yourself."
+        if _is(out, SCRIPTED):
+            mend = "Give it a manifest with --collect, or choose another --out."
+        elif _is(out, KIND):
+            mend = f"It is complete: blip-run takes it with --graphs {out}. {mend}"
+        raise Misuse(f"{out} holds {held[0]}, which would be lost. {mend}")
     with manifest.new_folder(out, SCRIPTED) as folder:
         _write_beside(plan, folder)
         path = folder / SCRIPT
@@ -65,27 +70,54 @@ def write_script(plan: Plan, out: Path) -> None:
 def collect(out: Path) -> int:
     """Complete the folder `out`, which atc.sh has filled; returns the number of .om files.
 
-    Raises UserError when one is missing or empty; the folder stays as it was then.
+    Raises UserError when one is missing or empty, as before atc.sh has ended; the folder stays as it was then.
     """
     found = manifest.read(out, SCRIPTED)
-    made = [replace(entry, file=made_of(entry.file.removesuffix(SUFFIX), out)) for entry in entries(found.content)]
+    made = []
+    for entry in entries(found.content):
+        stem = entry.file.removesuffix(SUFFIX)
+        if wrong := _wrong(stem, out):
+            raise UserError(
+                f"{out}: {wrong}; {SCRIPT} has not been run there, or not to its end. Run `bash {SCRIPT}` there, where CANN is "
+                "installed, then --collect again; nothing was written."
+            )
+        made.append(replace(entry, file=made_of(stem, out)))
     _complete(out, {**found.content, "oms": [entry_to_dict(entry) for entry in made]})
     return len({entry.file for entry in made})
 
 
 def made_of(stem: str, folder: Path) -> str:
-    """The .om that ATC made under `stem`; it may have added the host's system. Raises UserError when none is there."""
-    # Not stem*: text_embed_bs1 would find text_embed_bs16.om.
-    names = sorted(path.name for path in (folder / f"{stem}{SUFFIX}", *folder.glob(f"{stem}_linux_*{SUFFIX}")) if path.is_file())
-    if not names:
+    """The .om that ATC made under `stem`; it may have added the host's system. Raises UserError for none, or an empty one."""
+    if wrong := _wrong(stem, folder):
         raise UserError(
-            f"{stem}: there is no {stem}{SUFFIX}, though atc reported success. See its log in ~/ascend/log, or run it with "
+            f"{stem}: {wrong}, though atc reported success. Is the disk full? See its log in ~/ascend/log, or run it with "
             "--log=debug; nothing was written."
         )
-    if not (folder / names[0]).stat().st_size:
-        raise UserError(f"{stem}: {names[0]} is empty, though atc reported success. Is the disk full? Nothing was written.")
-    (folder / names[0]).chmod(0o640)  # ais_bench takes no file that others may write
-    return names[0]
+    made = _made(stem, folder)[0]
+    made.chmod(0o640)  # ais_bench takes no file that others may write
+    return made.name
+
+
+def _made(stem: str, folder: Path) -> list[Path]:
+    # Not stem*: text_embed_bs1 would find text_embed_bs16.om.
+    return sorted(path for path in (folder / f"{stem}{SUFFIX}", *folder.glob(f"{stem}_linux_*{SUFFIX}")) if path.is_file())
+
+
+def _wrong(stem: str, folder: Path) -> str:
+    """What is wrong with the .om of `stem`; empty when nothing is."""
+    made = _made(stem, folder)
+    if not made:
+        return f"there is no {stem}{SUFFIX}"
+    return "" if made[0].stat().st_size else f"{made[0].name} is empty"
+
+
+def _is(folder: Path, kind: str) -> bool:
+    """Whether `folder` is complete, and of that kind."""
+    try:
+        manifest.read(folder, kind)
+    except UserError:
+        return False
+    return True
 
 
 def _call(atc: str, job: Job, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from string import Template
 
 from export.atc_command import Job, shell
+from export.atc_errors import SHELL_KILLED
 from export.atc_plan import Plan
 
 SCRIPT = "atc.sh"
@@ -26,20 +27,25 @@ fail() {
     exit 1
 }
 
-# convert NAME FILE COMMAND...: makes NAME.om of FILE, or NAME_linux_*.om, which is what ATC may call it.
+# convert NAME FILE... atc OPTION...: makes NAME.om of the FILEs, or NAME_linux_*.om, which is what ATC may call it.
 convert() {
-    local name=$$1 file=$$2 status=0 found
-    shift 2
+    local name=$$1 status=0 found
+    shift
     number=$$((number + 1))
     echo "[$$number/$$total] $$name"
-    [ -r "$$file" ] || fail "$$name: $$file is not there, or may not be read. Carry the graphs along with this folder."
+    while [ "$$1" != atc ]; do
+        [ -r "$$1" ] || fail "$$name: $$1 is not there, or may not be read. Carry the graphs along with this folder."
+        shift
+    done
     rm -f "$$name.om" "$$name"_linux_*.om
     "$$@" || status=$$?
-    [ "$$status" -eq 0 ] || fail "$$name: atc ended with exit status $$status. Its error code stands above."
+    [ "$$status" -ne $killed ] || fail "$$name: atc was killed (SIGKILL), most often for lack of memory." \\
+        "Set TE_PARALLEL_COMPILER=1, or try a smaller --batchsize."
+    [ "$$status" -eq 0 ] || fail "$$name: atc ended with exit status $$status. Its error code, if it gave one, stands above."
     for found in "$$name.om" "$$name"_linux_*.om; do
-        if [ -s "$$found" ] && [ -r "$$found" ]; then
-            return 0
-        fi
+        [ -f "$$found" ] || continue
+        [ -s "$$found" ] || fail "$$name: $$found is empty, though atc reported success. Is the disk full?"
+        return 0
     done
     fail "$$name: atc reported success, but there is no $$name.om."
 }
@@ -54,9 +60,11 @@ def script(plan: Plan) -> str:
     """The text of atc.sh. Every path in it is relative to the folder that it lies in."""
     jobs, options = plan.jobs, plan.options
     graphs = jobs[0].model.rpartition("/")[0] or "."
-    head = HEAD.substitute(soc=options.soc, cann=options.cann, graphs=graphs, total=len(jobs))
-    return head + "\n" + "\n".join(_call(job) for job in jobs) + "\n" + TAIL
+    head = HEAD.substitute(soc=options.soc, cann=options.cann, graphs=graphs, total=len(jobs), killed=SHELL_KILLED)
+    return head + "\n" + "\n".join(_call(job, plan) for job in jobs) + "\n" + TAIL
 
 
-def _call(job: Job) -> str:
-    return f"convert {job.stem} {shell([job.model])} \\\n    " + shell(job.argv, " \\\n    ") + "\n"
+def _call(job: Job, plan: Plan) -> str:
+    beside = f"{plan.source.content['graphs'][job.graph]['file']}.data"  # where blip-export puts the weights of a large graph
+    files = [job.model, f"{job.model}.data"] if beside in plan.source.files else [job.model]
+    return f"convert {job.stem} {shell(files)} \\\n    " + shell(job.argv, " \\\n    ") + "\n"

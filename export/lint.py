@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from export import lint_files, lint_numbers, lint_rules
+from export.atc_plan import wanted
 from export.cann import RELEASES
 from export.lint_rules import Asked, Case, Rule
 from export.op_table import OpTable, read_table
@@ -53,16 +54,19 @@ class Finding:
     said: str  # what was found, where, and what to do
 
 
-def lint_folder(folder: Path, cann: int, batches: Sequence[int], table: OpTable | None = None) -> list[Finding]:
+def lint_folder(
+    folder: Path, cann: int, batches: Sequence[int], table: OpTable | None = None, only: Sequence[str] | None = None
+) -> list[Finding]:
     """What ATC of CANN `cann` (6, 7 or 8) would not take of a graphs/ folder, in the order of its graphs.
 
     Args:
         batches: the batch sizes that graphs with an open batch "B" are to be converted for; fixed graphs have their own.
         table: in place of export/atc_ops.txt.
+        only: graphs by name; None for all.
 
     Raises:
         UserError: when the folder is not complete, or a file in it is no ONNX file.
-        Misuse: for another CANN, and for no batch.
+        Misuse: for another CANN, for no batch, and for a graph that is not there.
     """
     content = manifest.read(folder, "graphs").content
     table, found = table or read_table(), []
@@ -74,7 +78,7 @@ def lint_folder(folder: Path, cann: int, batches: Sequence[int], table: OpTable 
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The manifest of {folder} is damaged: {error!r}. Write the graphs again with blip-export.") from error
     others = {letter: fixed[name] for name, letter in (("beams", BEAMS), ("slots", SLOTS)) if name in fixed}
-    for file, spec in written.values():
+    for file, spec in (written[name] for name in wanted(folder, only, list(written))):
         sizes = [Sizes(batch, fixed["length"], others) for batch in batches] if "length" in fixed else []
         found += lint_model(file, spec, cann, sizes, table)
     return found

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from export.cann import OPSETS_READ
 from export.op_table import OpTable
 from export.static_shapes import Resolved, graphs_in, named
+from export.targets import ASCEND
 from models.spec import BATCH, GraphSpec, TensorSpec
 
 LARGE = 2**16  # elements of an int64 tensor that is no shape, no mask of one row and no list of ids
@@ -185,7 +186,7 @@ def int64(case: Case) -> Iterator[str]:
 def _open_axes(at: Asked) -> Iterator[str]:
     shapes = {t.name: t.shape for t in at.spec.inputs}
     if still := [t for t in at.spec.inputs if not all(isinstance(dim, int) for dim in t.shape)]:
-        yield f"the input {still[0].name} is {list(still[0].shape)}: an axis is still open. Export it with --target atc."
+        yield f"the input {still[0].name} is {list(still[0].shape)}: an axis is still open. Export it with --target {ASCEND}."
         return
     where = f"with {', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())}"
     if at.found.error:

@@ -35,6 +35,14 @@ MADE_WITH = {
     "outputs": "blip-run",
     "report": "blip-post",
 }
+# What to do with a folder that is of another step of the conversion, by the kind that was wanted and the one that was found.
+COLLECT = "Its .om files are not collected: run `bash atc.sh` in it, then `blip-atc --collect --out {folder}`."
+INSTEAD = {
+    ("graphs", "atc"): COLLECT,
+    ("om", "atc"): COLLECT,
+    ("graphs", "om"): "It is already converted; expected is the folder of blip-export that it was made of.",
+    ("atc", "om"): "It has its manifest already; nothing is left to collect.",
+}
 REPORTED = ("blip-offline", "numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "onnxscript", "onnxslim", "torch")
 
 
@@ -92,6 +100,7 @@ def read(folder: Path, kind: str, verify: bool = False) -> Manifest:
     except (ValueError, OverflowError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {mend}") from error
     if head[1] != kind:
+        mend = INSTEAD.get((kind, str(head[1])), mend).format(folder=folder)
         raise UserError(f"{folder} is a {head[1]!r} folder, expected {kind!r}. {mend}")
     if head[0] != FORMAT:
         raise UserError(f"{path} has format {head[0]!r}, this release reads {FORMAT}. {mend}")

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from click.testing import Result
 
+import runtime.__main__
 from export import atc as command
 from export.atc_errors import MEANING, failure
 from export.soc import soc_names
@@ -21,7 +22,7 @@ from models import manifest
 from models.om import entries
 from tests import chain
 from tests.doubles import atc as double
-from tests.om_graphs import PICTURE, TEXT, onnx_of, write_folder
+from tests.om_graphs import TEXT, onnx_of, write_folder
 
 SMI = """\
 +-------------------------------+-----------------+------------------------------------------------------+
@@ -68,6 +69,12 @@ def run(graphs: Path, *asked: object, soc: str | None = "Ascend310P3") -> Result
     return chain.call(command.main, "--graphs", graphs, "--out", graphs.parent / "om", *named, *asked)
 
 
+def listed(graphs: Path) -> None:
+    """The manifest knows the graphs as they now are."""
+    content = json.loads((graphs / manifest.NAME).read_text("utf-8"))
+    manifest.write(graphs, "graphs", {key: content[key] for key in content.keys() - {"format", "kind", "made_by", "files"}})
+
+
 def left(graphs: Path) -> list[str]:
     """What lies beside the graphs."""
     return sorted(path.name for path in graphs.parent.iterdir() if path != graphs)
@@ -106,8 +113,11 @@ def test_an_om_computes_what_its_graph_does(graphs: Path) -> None:
 
 def test_what_blip_export_writes_is_taken(exported: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tools))
-    chain.done(run(exported, "--batchsize", "2", "--cann", "7"))
-    specs = {entry.graph: entry.spec for entry in entries(manifest.read(exported.parent / "om", "om").content)}
+    chain.done(run(exported, "--batchsize", "2", "--cann", "7", "--external-weight"))
+    found = manifest.read(exported.parent / "om", "om")
+    specs = {entry.graph: entry.spec for entry in entries(found.content)}
+    assert "weight/text_embed_bs2_weight_combined" in found.files
+    assert onnx.load(found.folder / "text_embed_bs2.om").graph.initializer[0].raw_data
     assert specs["text_embed"].inputs[0].shape == (2, 35)
     assert specs["image_feat"].outputs[0].shape == (2, 17, 48)
 
@@ -123,16 +133,13 @@ def test_graphs_with_a_fixed_batch(atc_graphs: Path, tools: Path, tmp_path: Path
     assert "unknown command line flag 'precision_mode_v2'" in chain.refusal(wrong)  # the stand-in can refuse
 
 
-def test_gears_weights_and_lists(graphs: Path, tmp_path: Path) -> None:
+def test_gears_and_lists(graphs: Path, tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("/MatMul\n")
     (tmp_path / "mine.ini").write_text("Gelu=high_precision")
-    asked = ("--external-weight", "--keep", tmp_path / "keep.txt", "--op-precision", tmp_path / "mine.ini")
+    asked = ("--keep", tmp_path / "keep.txt", "--op-precision", tmp_path / "mine.ini")
     chain.done(run(graphs, "--batchsize", "1,4", "--dynamic", "batch", "--only", "text_embed", *asked))
-    found = manifest.read(graphs.parent / "om", "om")
-    one, four = entries(found.content)
+    one, four = entries(manifest.read(graphs.parent / "om", "om").content)
     assert (one.batch, four.batch, one.file, four.file) == (1, 4, *["text_embed_bs1to4.om"] * 2)
-    assert "weight/text_embed_bs1to4_weight_combined" in found.files
-    assert onnx.load(graphs.parent / "om" / one.file).graph.initializer[0].raw_data
     chain.done(run(graphs, "--batchsize", "1,4", "--dynamic", "dims", "--only", "image_feat"))
 
 
@@ -168,13 +175,19 @@ def test_a_script_and_its_collection(graphs: Path, tools: Path) -> None:
     om = scripted(graphs, "--batchsize", "1,16", "--only", "text_embed,image_kv")
     assert os.access(om / "atc.sh", os.X_OK)
     assert subprocess.run(["bash", "-n", str(om / "atc.sh")], check=False).returncode == 0
-    assert "there is no text_embed_bs1.om" in chain.refusal(run(graphs, "--collect"))
+    assert "there is no text_embed_bs1.om; atc.sh has not been run there, or not to its end." in chain.refusal(
+        run(graphs, "--collect")
+    )
+    early = chain.refusal(chain.call(runtime.__main__.main, "retrieval", "--graphs", om, "--data", "d", "--out", "o"))
+    assert "expected 'graphs'. Its .om files are not collected: run `bash atc.sh` in it, then `blip-atc --collect --out" in early
     done = bash(om, tools)
     assert (done.returncode, done.stderr) == (0, "")
     assert "[4/4] image_kv_bs16" in done.stdout
     assert "4 files are complete" in done.stdout
     (om / "text_embed_bs1.om").rename(graphs / "kept")
     assert "there is no text_embed_bs1.om" in chain.refusal(run(graphs, "--collect"))  # text_embed_bs16.om is none
+    (om / "text_embed_bs1.om").touch()
+    assert "text_embed_bs1.om is empty; atc.sh has not been run" in chain.refusal(run(graphs, "--collect"))
     (graphs / "kept").rename(om / "text_embed_bs1.om")
     assert "4 .om files" in chain.done(run(graphs, "--collect"))
     found = manifest.read(om, "om", verify=True)
@@ -186,9 +199,15 @@ def test_a_script_and_its_collection(graphs: Path, tools: Path) -> None:
 @pytest.mark.parametrize(
     ("failing", "status", "said"),
     [
-        ("E20001", 1, "atc.sh: image_feat_bs1: atc ended with exit status 255. Its error code stands above."),
+        ("E20001", 1, "atc.sh: image_feat_bs1: atc ended with exit status 255. Its error code, if it gave one, stands above."),
+        (
+            "killed",
+            1,
+            "atc.sh: image_feat_bs1: atc was killed (SIGKILL), most often for lack of memory. "
+            "Set TE_PARALLEL_COMPILER=1, or try a smaller --batchsize.",
+        ),
         ("nothing", 1, "atc.sh: image_feat_bs1: atc reported success, but there is no image_feat_bs1.om."),
-        ("empty", 1, "atc.sh: image_feat_bs1: atc reported success, but there is no image_feat_bs1.om."),
+        ("empty", 1, "atc.sh: image_feat_bs1: image_feat_bs1.om is empty, though atc reported success. Is the disk full?"),
         ("host", 0, ""),
     ],
 )
@@ -196,7 +215,8 @@ def test_a_script_stops_at_the_first_failure(graphs: Path, tools: Path, failing:
     om = scripted(graphs, "--batchsize", "1")
     (om / "image_feat_bs1.om").write_bytes(b"of an earlier run")
     done = bash(om, tools, ATC_DOUBLE_FAIL=f"image_feat_bs1={failing}")
-    assert (done.returncode, done.stderr.strip()) == (status, said)
+    assert done.returncode == status
+    assert done.stderr.splitlines()[-1:] == ([said] if said else [])  # above it bash may name what was killed
     assert (om / "text_embed_bs1.om").exists()
     assert (om / "image_kv_bs1.om").exists() == (status == 0)
 
@@ -211,11 +231,33 @@ def test_a_script_without_atc_or_without_the_graphs(graphs: Path, tools: Path, t
     assert "../graphs/image_kv.onnx is not there" in bash(om, tools).stderr
 
 
+def test_a_script_looks_for_the_weights_beside_a_graph(graphs: Path, tools: Path) -> None:
+    data = "text_embed.onnx.data"
+    onnx.save(onnx_of(TEXT, 17), graphs / "text_embed.onnx", save_as_external_data=True, location=data, size_threshold=0)
+    listed(graphs)
+    om = scripted(graphs, "--batchsize", "1", "--only", "text_embed,image_kv")
+    (graphs / data).rename(graphs / "left")
+    done = bash(om, tools)
+    missing = "../graphs/text_embed.onnx.data is not there, or may not be read. Carry the graphs along with this folder."
+    assert (done.returncode, done.stderr.strip()) == (1, f"atc.sh: text_embed_bs1: {missing}")
+    assert "ATC" not in done.stdout  # it was not called
+    (graphs / "left").rename(graphs / data)
+    assert bash(om, tools).returncode == 0  # of image_kv there is none, and none is looked for
+
+
 def test_a_script_does_not_replace_what_one_made(graphs: Path, tools: Path) -> None:
     om = scripted(graphs, "--batchsize", "1", "--only", "image_kv")
     assert bash(om, tools).returncode == 0
-    assert "holds image_kv_bs1.om, which would be lost" in chain.refusal(run(graphs, "--script", "--batchsize", "1"), 2)
+    again = ("--script", "--batchsize", "1")
+    held = "holds image_kv_bs1.om, which would be lost. "
+    assert f"{held}Give it a manifest with --collect, or" in chain.refusal(run(graphs, *again), 2)
     assert "is not a om folder" in chain.refusal(run(graphs, "--batchsize", "1"), 2)
+    chain.done(run(graphs, "--collect"))
+    assert f"{held}It is complete: blip-run takes it with --graphs {om}. Choose another" in chain.refusal(run(graphs, *again), 2)
+    assert "It has its manifest already; nothing is left to collect." in chain.refusal(run(graphs, "--collect"))
+    assert "It is already converted; expected is the folder of blip-export" in chain.refusal(run(om))
+    (om / manifest.NAME).unlink()
+    assert f"{held}Choose another --out, or remove it yourself." in chain.refusal(run(graphs, *again), 2)
     assert (om / "image_kv_bs1.om").exists()
 
 
@@ -235,6 +277,19 @@ def test_the_code_that_says_more_counts() -> None:
     assert "E20001" in failure("a", 255, "E19999: Inner Error!\nEZ9999: Inner\nE20001: Failed to compile").message
     assert "EZ9999" in failure("a", 255, "[EZ9999] Inner Error!").message
     assert "no error code" in failure("a", 1, "E1234 REE99999 error 10001").message
+
+
+def test_a_script_around_atc_whose_child_is_killed(graphs: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    around = graphs.parent / "around"
+    around.mkdir()
+    (around / "atc").write_text(f'#!/bin/sh\n{tools}/atc "$@"\nexit $?\n')
+    (around / "atc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{around}:{tools}")
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_kv_bs1=killed")
+    asked = ("--batchsize", "1", "--only", "image_kv")
+    assert "atc was killed (SIGKILL), most often for lack of memory." in chain.refusal(run(graphs, *asked))
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_kv_bs1=silent")
+    assert "exit status 3 and no error code" in chain.refusal(run(graphs, *asked))
 
 
 @pytest.mark.parametrize(
@@ -267,9 +322,7 @@ def test_an_operator_that_atc_does_not_read(graphs: Path) -> None:
     model.graph.node[0].op_type = "Attention"
     onnx.save(model, graphs / "text_embed.onnx")
     assert "text_embed.onnx has" in chain.refusal(run(graphs))  # the manifest knows its size
-    content = json.loads((graphs / manifest.NAME).read_text("utf-8"))
-    kept = {key: content[key] for key in content.keys() - {"format", "kind", "made_by", "files"}}
-    manifest.write(graphs, "graphs", kept)
+    listed(graphs)
     message = chain.refusal(run(graphs, "--only", "text_embed"))
     assert "E16002, the graph holds an operator that this CANN release does not read" in message
     assert "ai.onnx::17::Attention" in message
@@ -366,49 +419,27 @@ def add_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_check(graphs: Path) -> None:
-    assert "can read every graph" in chain.done(run(graphs, "--check"))
-    assert chain.refusal(run(graphs, "--check", "--cann", "6")).startswith("ATC of CANN 6 would refuse or garble")
+    def check(*asked: object) -> Result:
+        return chain.call(command.main, "--check", "--graphs", graphs, *asked)
 
-
-# The stand-in itself
+    assert "can read every graph" in chain.done(check("--batchsize", "1,4"))
+    assert chain.refusal(check("--cann", "6")).startswith("ATC of CANN 6 would refuse or garble")
+    model = onnx_of(TEXT, 17)
+    model.graph.node[0].op_type = "Attention"
+    onnx.save(model, graphs / "text_embed.onnx")
+    listed(graphs)
+    assert "can read image_feat, image_kv in" in chain.done(check("--only", "image_feat,image_kv"))
+    assert "would refuse" in chain.refusal(check("--only", "text_embed"))
+    assert "has no graph 'itm'; it has: text_embed" in chain.refusal(check("--only", "itm"), 2)
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "said"),
+    "asked",
     [
-        ({}, 0, "ATC run success"),
-        ({"framework": None}, 255, "E10007"),
-        ({"model": ""}, 255, "E10054"),
-        ({"model": "none.onnx"}, 255, "E13001"),
-        ({"model": "a b.onnx"}, 255, "E10001"),
-        ({"output": "out/"}, 255, "E10022"),
-        ({"soc_version": "H200"}, 255, "E10001"),
-        ({"input_shape": "input_image:1,3,2,2;other:1"}, 255, "E10016"),
-        ({"input_shape": "input_image:1,3,4,2"}, 255, "E10001"),
-        ({"input_shape": "input_image 1"}, 255, "E10002"),
-        ({"precision_mode": "force_fp16"}, 255, "E10056"),
-        ({"dynamic_dims": "1;2", "dynamic_batch_size": "1,2"}, 255, "E10009"),
-        ({"input_shape": "input_image:1,-1,2,2", "dynamic_batch_size": "1,2"}, 255, "E10001"),
-        ({"batch": "4"}, 1, "unknown command line flag 'batch'"),
+        *(("--length", "5"), ("--precision", "fp16"), ("--dynamic", "none"), ("--soc", "310P3"), ("--keep", "k")),
+        *(("--op-precision", "o"), ("--external-weight",), ("--out", "om")),
     ],
 )
-def test_the_stand_in(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    change: dict[str, str | None],
-    status: int,
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    onnx.save(onnx_of(PICTURE, 17), "g.onnx")
-    flags = {"framework": "5", "model": "g.onnx", "output": "g_bs1", "soc_version": "Ascend310P3", "precision_mode_v2": "fp16"}
-    flags |= {"input_shape": "input_image:1,3,2,2"}
-    argv = [f"--{name}={value}" for name, value in (flags | change).items() if value is not None]
-    assert double.main(argv) == status
-    assert said in capsys.readouterr().out
-    assert Path("g_bs1.om").exists() == (status == 0)
-
-
-def test_the_stand_in_as_a_program(tools: Path) -> None:
-    assert subprocess.run([str(tools / "atc"), "--help"], capture_output=True, check=False).returncode == 0
+def test_check_takes_no_other_option(graphs: Path, asked: tuple[str, ...]) -> None:
+    said = chain.refusal(chain.call(command.main, "--check", "--graphs", graphs, *asked), 2)
+    assert said == f"--check takes --graphs, --only, --batchsize and --cann alone; leave out {asked[0]}."

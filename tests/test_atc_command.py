@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,9 @@ from export.atc_script import script
 from models import manifest, presets
 from models.errors import Misuse, UserError
 from models.om import OmEntry, entries, entry_to_dict, om_stem
-from models.spec import graph_specs
+from models.spec import GraphSpec, graph_specs
+from runtime.ais_bench_bash import Step
+from runtime.ais_bench_bash import script as ais_bench_script
 from tests.om_graphs import DECODER, KV, PICTURE, SPECS, TEXT, write_folder
 
 BATCHES = (1, 4, 8, 16, 32, 64)  # of the recipe's table
@@ -114,7 +118,7 @@ def test_the_recipe_but_for_its_corrections(blip_base: Plan, graph: str, bs: int
 
 def test_atc_sh_holds_the_same_commands(blip_base: Plan) -> None:
     text = script(blip_base).replace(" \\\n", " ")
-    calls = [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("convert ")]
+    calls = [shlex.split(line)[3:] for line in text.splitlines() if line.startswith("convert ")]  # behind name and graph
     assert calls == [list(job.argv) for job in blip_base.jobs]
     assert len(calls) == 18
 
@@ -317,12 +321,61 @@ def test_keep_by_type_in_json(graphs: Path, tmp_path: Path) -> None:
         ("keep.json", "[", "mixed_float16", "is not the JSON that --modify_mixlist takes"),
         ("keep.json", "{}", "mixed_float16", "is not the JSON that --modify_mixlist takes"),
         ("keep.json", '{"black": {"to-add": ["A"]}}', "mixed_float16", "is not the JSON that --modify_mixlist takes"),
+        ("keep.json", '{"black-list":{"to-add":"SoftmaxV2"}}', "mixed_float16", "is not the JSON that --modify_mixlist takes"),
+        ("keep.json", '{"black-list": {"to-add": [1]}}', "mixed_float16", "is not the JSON that --modify_mixlist takes"),
+        ("keep.json", '{"black-list": 1}', "mixed_float16", "is not the JSON that --modify_mixlist takes"),
+        ("keep.json", '["black-list"]', "mixed_float16", "is not the JSON that --modify_mixlist takes"),
         ("keep.json", '{"black-list": ["A"]}', "mixed_float16", "is not the JSON that --modify_mixlist takes"),
     ],
 )
 def test_a_wrong_keep_list(graphs: Path, tmp_path: Path, name: str, text: str, precision: str | None, said: str) -> None:
     (tmp_path / name).write_text(text)
     assert said in refused(graphs, keep=tmp_path / name, precision=precision)
+
+
+# Scripts, by shellcheck
+
+
+def checked(text: str) -> str:
+    """What shellcheck says of a script."""
+    program = Path(sys.executable).parent / "shellcheck"
+    done = subprocess.run([str(program), "-"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (done.stdout == ""), done.stderr
+    return done.stdout
+
+
+def test_atc_sh_passes_shellcheck(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "graphs")
+    (folder / "text_embed.onnx.data").write_bytes(b"weights")
+    manifest.write(folder, "graphs", manifest.read(folder, "graphs").content)
+    (tmp_path / "keep.txt").write_text("OpType::SoftmaxV2\n")
+    gears = {"batches": [1, 4], "dynamic": "dims", "keep": tmp_path / "keep.txt", "external_weight": True, "cann": 7}
+    for asked in ({}, gears, {"out": tmp_path / "图", "graphs": write_folder(tmp_path / "图" / "graphs")}):
+        text = script(plan(options(**{"graphs": folder, **asked})))
+        assert checked(text) == ""
+        beside = "convert text_embed_bs1to4 ../graphs/text_embed.onnx ../graphs/text_embed.onnx.data \\\n    atc \\\n"
+        assert (beside in text) == (asked is gears)
+        assert "image_kv.onnx.data" not in text
+        planted = text.replace('rm -f "$name.om"', "rm -f $name.om")
+        assert planted != text
+        assert "SC2086" in checked(planted)
+
+
+def test_ais_bench_sh_passes_shellcheck() -> None:
+    def entry(spec: GraphSpec, dynamic: str = "none") -> OmEntry:
+        return OmEntry(spec.name, 4, f"{spec.name}_bs4.om", spec.bind(4, 5), ("atc",), dynamic=dynamic)
+
+    steps = [
+        Step(entry(TEXT, "batch"), "../om/text_embed_bs4.om", ("../data/ids", "../data/mask"), 10),
+        Step(entry(PICTURE, "dims"), "../om/image_feat_bs4.om", ("../data/img",), 10),
+        Step(entry(KV), "../om/image_kv_bs4.om", ("fed/image_feat",), 10, ("image_feat", 0, "image_feat")),
+        Step(entry(replace(KV, name="itm_cached")), "../om/itm_cached_bs4.om", ("pairs/cross_kv",), None),
+    ]
+    text = ais_bench_script(steps, 0)
+    assert checked(text) == ""
+    planted = text.replace('run itm_cached "$files"', "run itm_cached $files")
+    assert planted != text
+    assert "SC2086" in checked(planted)
 
 
 # The manifest's form
