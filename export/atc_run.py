@@ -94,7 +94,8 @@ def made_of(stem: str, folder: Path) -> str:
             "--log=debug; nothing was written."
         )
     made = _made(stem, folder)[0]
-    made.chmod(0o640)  # ais_bench takes no file that others may write
+    for path in (made, *folder.glob("weight/*")):
+        path.chmod(0o640)  # ais_bench takes no file that others may write
     return made.name
 
 

@@ -79,7 +79,7 @@ def test_retrieval(pictures: Path, tmp_path: Path) -> None:
         assert chain.recall(found, tmp_path / f"report-{generation}{len(options)}") == report
     # With the weights beside the .om files: the same bytes.
     converted(tmp_path, tmp_path / "beside", "--batchsize", 7, "--external-weight")
-    assert list((tmp_path / "beside/weight").iterdir())
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "beside/weight").iterdir()} == {0o640}
     with ais_bench("2025"):
         found = run("beside", "--batchsize", 7)
     for name in ("image_embed.npy", "text_embed.npy", "itm_logits.npy"):
