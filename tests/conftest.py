@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from models.blip import BlipRetrieval
 from models.config import BlipConfig
 from runtime.journal import Journal
-from tests import chain, generators, talkative
+from tests import chain, generators, om_folder, talkative
 from tests.tiny import TINY, random_model
 
 # The products of tiny models are done before a second thread wakes up; on a busy machine waiting for it costs 50 times more.
@@ -65,6 +65,32 @@ def generator_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
     """Pictures and captions (chain.OWN) prepared for the graphs of TINY. Read only."""
     return chain.prepare(tmp_path_factory.mktemp("pictures"), atc_graphs)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
+    """The same prepared in files, as ais_bench takes them. Read only."""
+    return chain.prepare(tmp_path_factory.mktemp("files"), atc_graphs, "--layout", "files")
+
+
+@pytest.fixture(scope="session")
+def om(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
+    """An om/ folder of every graph of TINY, for batches of chain.STATIC. Read only."""
+    return om_folder.write_om(tmp_path_factory.mktemp("om") / "om", atc_graphs)
+
+
+@pytest.fixture(params=om_folder.GENERATIONS)
+def generation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each year's ais_bench in turn."""
+    with om_folder.ais_bench(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def today() -> Iterator[None]:
+    """The later of the two."""
+    with om_folder.ais_bench(om_folder.GENERATIONS[-1]):
+        yield
 
 
 @pytest.fixture

@@ -29,18 +29,6 @@ from tests.om_folder import write_om
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
-    """The pictures and captions of tiny_data, in files. Read only."""
-    return chain.prepare(tmp_path_factory.mktemp("files"), atc_graphs, "--layout", "files")
-
-
-@pytest.fixture(scope="module")
-def om(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
-    """Every graph of TINY for batches of 3. Read only."""
-    return write_om(tmp_path_factory.mktemp("om") / "om", atc_graphs)
-
-
-@pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path, files: Path) -> Path:
     """The outputs/ of our own run. Read only."""
     out = tmp_path_factory.mktemp("ours") / "outputs"

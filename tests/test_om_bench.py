@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from runtime.om_session import OmBackend
 from tests import chain
 from tests.bench_run import blip_bench, record_in
 from tests.generators import export_generator
-from tests.om_folder import GENERATIONS, SOC, ais_bench, write_om
+from tests.om_folder import SOC, write_om
 from tests.tiny import TINY
 
 NAMES = list(graph_specs(TINY))
@@ -34,18 +34,6 @@ NUMBER = r"[0-9.e-]+"
 TIMES = rf"min = {NUMBER}, max = {NUMBER}, mean = ({NUMBER}), median = {NUMBER}, percentile\(99%\) = {NUMBER}"
 NPU = re.compile(rf"\[INFO\] NPU_compute_time \(ms\): {TIMES}")
 THROUGHPUT = re.compile(rf"\[INFO\] throughput 1000\*batchsize\.mean\((\d+)\)/NPU_compute_time\.mean\(({NUMBER})\): ({NUMBER})")
-
-
-@pytest.fixture(params=GENERATIONS)
-def generation(request: pytest.FixtureRequest) -> Iterator[str]:
-    with ais_bench(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def today() -> Iterator[None]:
-    with ais_bench("2025"):
-        yield
 
 
 @pytest.fixture(autouse=True)

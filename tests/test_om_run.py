@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from runtime.pipeline import pipeline
 from runtime.place import numbers
 from runtime.session import Session, open_session
 from tests import chain, classes
-from tests.om_folder import GENERATIONS, SOC, ais_bench, cast_input, half_outputs, same_tensors, turned_round, write_om
+from tests.om_folder import SOC, cast_input, half_outputs, same_tensors, turned_round, write_om
 from tests.text_graphs import call_run, caption_data
 from tests.tiny import random_blip2
 
@@ -29,29 +29,11 @@ WHOLE = 7  # a batch that divides the 14 pictures and the 35 captions; chain.STA
 K = ("--k-test", 5)
 
 
-@pytest.fixture(params=GENERATIONS)
-def generation(request: pytest.FixtureRequest) -> Iterator[str]:
-    with ais_bench(request.param):
-        yield request.param
-
-
-@pytest.fixture
-def today() -> Iterator[None]:
-    with ais_bench("2025"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def by_batch(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> dict[int, Path]:
     """graphs/ folders of TINY for batches of 3 and of 7."""
     options = ("--target", "atc", "--batchsize", WHOLE, "--graphs", ",".join(RETRIEVAL))
     return {chain.STATIC: atc_graphs, WHOLE: chain.export_graphs(tmp_path_factory.mktemp("whole"), *options)}
-
-
-@pytest.fixture(scope="module")
-def om(tmp_path_factory: pytest.TempPathFactory, atc_graphs: Path) -> Path:
-    """Every graph of TINY for batches of 3."""
-    return write_om(tmp_path_factory.mktemp("om") / "om", atc_graphs)
 
 
 @pytest.fixture(scope="module")
