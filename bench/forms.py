@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from models.generation_spec import BEAMS, CROSS, PAST, QUERIES, ROWS
+from models.generation_spec import BEAMS, CROSS, PAST, PROMPT_MASK, QUERIES, ROWS
 from models.spec import BATCH, LENGTH, Dim, GraphSpec
 from runtime.decoders import parts_of
 from runtime.graphs import Graphs, all_sizes
@@ -55,9 +55,15 @@ class Form:
 class Places:
     """Where words stand in the decoder."""
 
-    before: int  # what stands before the first new word: queries, prompt
-    seen: int  # positions that the cross-attention looks at, where that is not a picture
-    apart: bool  # whether prompts and their beams are two axes
+    queries: int  # read of the picture before the words
+    first: int  # words of the first step
+    seen: int  # places that all sequences of a prompt look at, where that is not a picture
+    shared: bool = False  # whether these are what the first step gives
+
+    @property
+    def before(self) -> int:
+        """What stands before the first new word."""
+        return self.queries + self.first
 
 
 def forms(graphs: Graphs, name: str, load: Load, writing: Writing | None) -> list[Form]:
@@ -68,25 +74,28 @@ def forms(graphs: Graphs, name: str, load: Load, writing: Writing | None) -> lis
     if writing is None or PAST not in letters:
         return [Form(_of(usual | fixed, letters))]
     places = places_of(graphs, load.length)
-    queries = places.before - load.length if QUERIES in letters else 0
-    first = {**usual, LENGTH: places.before - queries, BEAMS: 1, ROWS: load.batchsize, PAST: 0, QUERIES: queries}
+    first = {**usual, LENGTH: places.first, BEAMS: 1, ROWS: load.batchsize, PAST: 0, QUERIES: places.queries}
     words = [decode_sizes(places, load.batchsize, beams, writing.new_tokens // 2) for beams in writing.num_beams]
-    return [Form(_of(first | {CROSS: places.seen}, letters), PREFILL), *(Form(_of(sizes, letters), DECODE) for sizes in words)]
+    return [
+        Form(_of(first | {CROSS: 0 if places.shared else places.seen}, letters), PREFILL),
+        *(Form(_of(sizes, letters), DECODE) for sizes in words),
+    ]
 
 
 def places_of(graphs: Graphs, prompt: int) -> Places:
     """Where words stand after a prompt of so many tokens."""
     parts = parts_of(graphs)
-    before = 1 if parts.read else parts.queries + prompt
-    logits = graphs.symbolic[parts.write[-1]].output("logits")
-    return Places(before, parts.queries + prompt, BEAMS in logits.shape)
+    seen = parts.queries + prompt
+    if parts.read:
+        return Places(0, 1, seen)
+    shared = any(tensor.name == PROMPT_MASK for tensor in graphs.symbolic[parts.write[-1]].inputs)
+    return Places(parts.queries, prompt, seen, shared)
 
 
 def decode_sizes(places: Places, batch: int, beams: int, words: int) -> dict[str, int]:
     """Of a dynamic decoder that reads one word of each sequence after `words` new ones."""
-    rows = batch * beams
-    own = {BATCH: batch, BEAMS: beams} if places.apart else {BATCH: rows}
-    return own | {LENGTH: 1, ROWS: rows, PAST: places.before + words, QUERIES: 0, CROSS: places.seen}
+    rows, own = batch * beams, 0 if places.shared else places.before  # words of a row that are not shared
+    return {BATCH: batch, BEAMS: beams, LENGTH: 1, ROWS: rows, PAST: own + words, QUERIES: 0, CROSS: places.seen}
 
 
 def _of(sizes: Mapping[str, int], letters: Collection[Dim]) -> dict[str, int]:

@@ -109,7 +109,9 @@ def random_inputs(bound: GraphSpec, vocab: int, seed: int = 0) -> dict[str, np.n
     """Inputs of a graph whose axes are all numbers: no padding, so that every position counted in the operations is used."""
     draw = np.random.default_rng(seed)
     shapes = {tensor.name: tuple(int(d) for d in tensor.shape) for tensor in bound.inputs}
-    before = sum(shapes[name][axis] for name, axis in (("past_mask", -1), ("llm_prompt", 1)) if name in shapes)
+    before = sum(
+        shapes[name][axis] for name, axis in (("past_mask", -1), ("prompt_mask", -1), ("llm_prompt", -2)) if name in shapes
+    )
     kept = next((shape[0] for name, shape in shapes.items() if name.startswith("past.")), 1)  # rows
     feeds: dict[str, np.ndarray] = {}
     for tensor in bound.inputs:

@@ -15,13 +15,13 @@ import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from bench.forms import Load, bind, decode_sizes, places_of
-from models.generation_spec import BEAMS, PAST
+from models.generation_spec import BEAMS, CROSS, PAST, PROMPT_KV
 from models.spec import BATCH, GraphSpec
 from runtime.decoders import parts_of
 from runtime.graphs import Graphs, all_sizes
 
 MULTIPLIED = ("MatMul", "Gemm")
-KEPT = ("past", "cross_kv")  # begin the names of keys and values; past.0.key, or past where they are one tensor
+KEPT = ("past", "cross_kv", PROMPT_KV)  # begin the names of keys and values; past.0.key, or past where they are one tensor
 
 
 def step_bytes(graphs: Graphs, load: Load, beams: int, new: int, use_past: bool) -> float:
@@ -35,7 +35,8 @@ def step_bytes(graphs: Graphs, load: Load, beams: int, new: int, use_past: bool)
         return -(-prompts // sizes[BATCH]) * float(weights + kept_read(bind(graphs.symbolic[name], sizes)))
     places, spec = places_of(graphs, load.length), graphs.symbolic[name]
     steps = [decode_sizes(places, load.batchsize, beams, words) for words in range(new - 1)]
-    kept = [kept_read(bind(spec, sizes if use_past else {**sizes, PAST: 0})) for sizes in steps]
+    without = {PAST: 0, CROSS: 0} if places.shared else {PAST: 0}
+    kept = [kept_read(bind(spec, sizes if use_past else {**sizes, **without})) for sizes in steps]
     return weights + float(np.mean(kept))
 
 

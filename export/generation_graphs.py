@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.bert import KeysValues
 from models.blip2_llm import Blip2Llm
-from models.caches import Present
+from models.caches import Before, Present
 from models.captioner import BlipCaptioner
 from models.decoder import TextDecoder
 from models.fit import Generator
@@ -66,13 +66,18 @@ def llm(
     positions: Tensor,
     past_mask: Tensor,
     beam_index: Tensor,
-    *past: Tensor,
+    prompt_mask: Tensor,
+    *kept: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Queries (B, Q, E) and words (B, L) after the rows `beam_index` (B,) of `past`, (R, H, P, K) each, of which `past_mask`
-    (B, P) is seen: logits (B, V) of the word after them, and what the next step needs, (B, H, P + Q + L, K) each."""
-    rows = _rows(past, beam_index)
-    logits, present = model.next_words(llm_prompt, text_ids, text_atten_mask, positions, rows, past_mask)
-    return logits, *listed([layer.all for layer in present])
+    """Queries (B, M, Q, E) and words (B, M, L) after what all sequences of a prompt share, of which `prompt_mask` (B, C) is
+    seen, and after the rows `beam_index` (B, M) of the past, of which `past_mask` (B, M, P) is seen: logits (B, M, V) of the
+    word after them, and what the next step needs, (B * M, H, P + Q + L, K) each. `kept`: what is shared, (B, H, C, K) each,
+    and the past, (R, H, P, K) each."""
+    half = len(kept) // 2
+    past = [Before(*pair) for pair in zip(_rows(kept[half:], beam_index.flatten()), _pairs(kept[:half]), strict=True)]
+    ids, mask, places, seen = (x.flatten(0, 1) for x in (text_ids, text_atten_mask, positions, past_mask))  # (B * M, L or P)
+    logits, present = model.next_words(llm_prompt.flatten(0, 1), ids, mask, places, past, seen, prompt_mask)
+    return logits.reshape(*text_ids.shape[:2], -1), *listed([layer.all for layer in present])
 
 
 def caption_decoder(
@@ -149,7 +154,8 @@ def llm_prefill(
 def llm_decode(model: Blip2Llm, text_ids: Tensor, positions: Tensor, past_mask: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
     """A word (B, 1) after a buffer (B, 2 * layers, H, S, K), of which `past_mask` (B, S) is seen: logits (B, V) of the next,
     and this word's keys and values (B, 2 * layers, H, 1, K)."""
-    logits, present = model.next_words(None, text_ids, None, positions, _pairs(past.unbind(1)), past_mask)
+    own = [Before(pair) for pair in _pairs(past.unbind(1))]
+    logits, present = model.next_words(None, text_ids, None, positions, own, past_mask)
     return logits, _new(present)
 
 

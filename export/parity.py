@@ -22,7 +22,7 @@ from export.targets import TANH_GELU
 from models.config import Blip2LlmConfig, Config
 from models.engine import DISABLED_OPTIMIZERS
 from models.errors import UserError
-from models.generation_spec import BEAMS, CROSS, PAST, QUERIES, ROWS
+from models.generation_spec import BEAMS, CROSS, PAST, PROMPT_MASK, QUERIES, ROWS
 from models.spec import LENGTH, GraphSpec
 from models.stored import compute_in_float32
 
@@ -64,13 +64,22 @@ def cases_for(spec: GraphSpec, config: Config) -> list[Sizes]:
         cases = [(1, longest), (3, min(12, longest)), (2, min(3, longest)), (5, min(8, longest))]
         return [Sizes(*case) for case in (cases if LENGTH in letters else cases[:2])]
     queries = config.qformer.queries if isinstance(config, Blip2LlmConfig) else 0
-    seen = queries + min(7, longest)
+    seen, shares = queries + min(7, longest), any(t.name == PROMPT_MASK for t in spec.inputs)
     return [
-        Sizes(3, min(6, longest), {BEAMS: 1, ROWS: 3, PAST: 0, QUERIES: queries, CROSS: seen}),
+        Sizes(3, min(6, longest), {BEAMS: 1, ROWS: 3, PAST: 0, QUERIES: queries, CROSS: 0 if shares else seen}),
         Sizes(2, 1, {BEAMS: 3, ROWS: 5, PAST: queries + 4, QUERIES: 0, CROSS: seen}),
         Sizes(3, 2, {BEAMS: 2, ROWS: 7, PAST: queries + 2, QUERIES: 0, CROSS: seen}),
         Sizes(1, 1, {BEAMS: 1, ROWS: 1, PAST: 1, QUERIES: 1, CROSS: 1}),
     ]
+
+
+def cases_opened(spec: GraphSpec, fixed: Sizes) -> list[Sizes]:
+    """Sizes to try of a graph for ATC whose batch is open, "B" in `spec`: another batch too, and where the length of its texts
+    is open shorter texts, down to one word between the tokens that begin and end it."""
+    second, third = fixed._replace(batch=3 * fixed.batch), fixed._replace(batch=2 * fixed.batch)
+    if not any(LENGTH in tensor.shape for tensor in spec.inputs):
+        return [fixed, second]
+    return [fixed, second._replace(length=min(8, fixed.length)), third._replace(length=min(3, fixed.length))]
 
 
 def bound_of(name: str, rewrites: Collection[str] = ()) -> float:

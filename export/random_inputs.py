@@ -18,7 +18,7 @@ from export.random_past import Seen, positions_of, random_past, random_seen
 from export.random_scene import Model, Scene
 from models.bert import KeysValues
 from models.blip2 import Retrieval
-from models.generation_spec import BEAMS, CROSS, PAST, QUERIES, ROWS, SLOTS, layer_names
+from models.generation_spec import BEAMS, CROSS, PAST, PROMPT_KV, PROMPT_MASK, QUERIES, ROWS, SLOTS, layer_names
 from models.spec import BATCH, LENGTH, GraphSpec, graph_specs
 
 DECODERS = ("text_decoder", "llm", "llm_decode", "t5_decoder")
@@ -59,23 +59,27 @@ def _reading(spec: GraphSpec, scene: Scene, sizes: Mapping[str, int]) -> dict[st
 
 def _deciding(spec: GraphSpec, scene: Scene, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Of a graph that says the next word of each of N rows, which are B, or B * M."""
-    batch, static, looks = sizes[BATCH], SLOTS in sizes, not spec.name.startswith("llm")
-    queries = 0 if looks else sizes.get(QUERIES, 0)
-    seen = random_seen(scene, batch, sizes.get(CROSS, 0)) if looks else None
-    owners = torch.arange(batch).repeat_interleave(sizes[BEAMS] if looks else 1)  # (N,) the prompt of each row
-    found, before = (_buffer if static else _rows)(scene, sizes, owners, seen)  # before: (N, P)
-    length = 1 if static else sizes[LENGTH]
-    ids, mask = scene.words(len(owners), length, int(spec.output("logits").shape[-1]), left=True)  # (N, L)
-    if before.shape[1]:  # then there is no padding among the new words
-        ids, mask = ids.clamp_min(1), torch.ones_like(mask)
-    found |= {"text_ids": ids, "text_atten_mask": mask}
+    batch, static, alone = sizes[BATCH], SLOTS in sizes, spec.name == "llm_decode"
+    seen = None if alone else random_seen(scene, batch, sizes.get(CROSS, 0))
+    owners = torch.arange(batch).repeat_interleave(1 if alone else sizes[BEAMS])  # (N,) the prompt of each row
+    found, mask = (_buffer if static else _rows)(scene, sizes, owners, seen)  # mask: (N, P)
+    begun = mask.shape[1] > 0
+    if spec.name == "llm":
+        assert seen is not None
+        assert seen.mask is not None
+        prompt = scene.llm_prompt(batch)[owners, : sizes[QUERIES]]  # (N, Q, E)
+        begun = begun or seen.mask.shape[1] > 0
+        found |= {"llm_prompt": prompt, PROMPT_MASK: seen.mask} | _kept(PROMPT_KV, seen.kept, static)
+        mask = torch.cat([seen.mask[owners], mask, mask.new_ones(prompt.shape[:2])], dim=1)  # (N, C + P + Q)
+    elif seen is not None:
+        found |= _kept("cross_kv", seen.kept, static) | ({} if seen.mask is None else {"cross_mask": seen.mask})
+    ids, words = scene.words(len(owners), 1 if static else sizes[LENGTH], int(spec.output("logits").shape[-1]), left=True)
+    if begun:  # padding stands before the first word of all
+        ids, words = ids.clamp_min(1), torch.ones_like(words)
+    found |= {"text_ids": ids, "text_atten_mask": words}  # (N, L)
     if spec.name == "t5_decoder":
-        found["positions"] = (before.shape[1] + torch.arange(length)).expand(len(owners), -1)
-    else:
-        found["positions"] = before.sum(1, keepdim=True) + queries + positions_of(mask)
-    if seen is not None:
-        return found | _kept("cross_kv", seen.kept, static) | ({} if seen.mask is None else {"cross_mask": seen.mask})
-    return found if static else found | {"llm_prompt": scene.llm_prompt(batch)[:, :queries]}
+        return found | {"positions": (mask.shape[1] + torch.arange(words.shape[1])).expand_as(words)}
+    return found | {"positions": mask.sum(1, keepdim=True) + positions_of(words)}
 
 
 def _rows(scene: Scene, sizes: Mapping[str, int], owners: Tensor, seen: Seen | None) -> tuple[dict[str, Tensor], Tensor]:

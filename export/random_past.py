@@ -12,6 +12,7 @@ from export.generation_graphs import decoder_of
 from export.random_scene import Scene
 from models.bert import KeysValues
 from models.blip2_llm import Blip2Llm
+from models.caches import Before
 from models.captioner import BlipCaptioner
 from models.fit import Generator
 from models.t5 import T5
@@ -38,8 +39,10 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def random_seen(scene: Scene, batch: int, length: int) -> Seen:
-    """The picture; or for a question, or for what T5 reads, `length` places."""
+    """The picture; or of a question, of what T5 reads, or of a language model's prompt, `length` places."""
     model = scene.model
+    if isinstance(model, Blip2Llm) and not isinstance(model.llm_model, T5):
+        return Seen(*_after_picture(scene, model, length, torch.arange(batch)))
     if isinstance(model, BlipCaptioner):
         return Seen(model.cross_kv(scene.features(batch)), None)
     if isinstance(model, BlipVqa):
@@ -58,6 +61,8 @@ def random_past(scene: Scene, length: int, owners: Tensor, seen: Seen | None) ->
     rows, model = len(owners), cast(Generator, scene.model)
     if seen is None:
         return _after_picture(scene, cast(Blip2Llm, model), length, owners)
+    if isinstance(model, Blip2Llm) and not isinstance(model.llm_model, T5):
+        return _after_prompt(scene, model, length, owners, seen)
     decoder = decoder_of(model)
     ids, mask = scene.words(rows, length, decoder.cfg.vocab, left=True)
     places = torch.arange(length).expand(rows, -1) if isinstance(decoder, T5) else positions_of(mask)  # (R, P)
@@ -78,8 +83,27 @@ def _after_picture(scene: Scene, model: Blip2Llm, length: int, owners: Tensor) -
     ids, mask = scene.words(rows, length - count, llm.vocab, left=True)
     mask = F.pad(mask, (count, 0), value=1)  # (R, P)
     if length == 0:
-        nothing = torch.zeros(rows, llm.heads, 0, llm.width // llm.heads)
-        return Past([(nothing, nothing)] * llm.depth, mask)
+        return Past(_nothing(model, rows), mask)
     prompt = scene.llm_prompt(int(owners.max()) + 1)[owners] if count else None
     _, present = model.next_words(prompt, ids, mask[:, count:], positions_of(mask)[:, count:], None, None)
     return Past([layer.all for layer in present], mask)
+
+
+def _after_prompt(scene: Scene, model: Blip2Llm, length: int, owners: Tensor, prompt: Seen) -> Past:
+    """Words alone, which look at the prompt that they share."""
+    assert prompt.mask is not None
+    rows = len(owners)
+    ids, mask = scene.words(rows, length, model.cfg.llm.vocab, left=True)
+    if length == 0:
+        return Past(_nothing(model, rows), mask)
+    past = [Before(shared=(k[owners], v[owners])) for k, v in prompt.kept]
+    shared = prompt.mask[owners]  # (R, C)
+    places = shared.sum(1, keepdim=True) + positions_of(mask)
+    _, present = model.next_words(None, ids, mask, places, past, None, shared)
+    return Past([layer.all for layer in present], mask)
+
+
+def _nothing(model: Blip2Llm, rows: int) -> list[KeysValues]:
+    llm = model.cfg.llm
+    nothing = torch.zeros(rows, llm.heads, 0, llm.width // llm.heads)
+    return [(nothing, nothing)] * llm.depth

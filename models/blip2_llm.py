@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bert import KeysValues
 from models.blip2 import LN_VISION_EPS
-from models.caches import Present, bias_after
+from models.caches import Before, Bias, Present, bias_after, shared_bias
 from models.clip_vit import ClipVisionTransformer
 from models.config import CLIP, Blip2LlmConfig
 from models.llama import Llama
@@ -60,30 +59,32 @@ class Blip2Llm(nn.Module):
         ids: Tensor,
         mask: Tensor | None,
         positions: Tensor,
-        past: Sequence[KeysValues] | None,
+        past: Sequence[Before] | None,
         past_mask: Tensor | None,
+        shared_mask: Tensor | None = None,
     ) -> tuple[Tensor, list[Present]]:
-        """The word that follows: logits (B, V) and the keys and values of every layer. Not of T5, which has `T5.next_words`.
+        """The word that follows: logits (N, V) and the keys and values of every layer. Not of T5, which has `T5.next_words`.
 
         Args:
-            llm_prompt: (B, Q, E), before the words; None when there is none, as after the first step.
-            ids, mask, positions: (B, L) int64, padded on the left; without `mask` nothing is padding. The queries stand at
+            llm_prompt: (N, Q, E), before the words; None when there is none, as after the first step.
+            ids, mask, positions: (N, L) int64, padded on the left; without `mask` nothing is padding. The queries stand at
                 the positions 0 to Q - 1.
-            past, past_mask: (B, H, P, K) of every layer, and (B, P) int64, 0 where it is padding or not yet filled;
-                None when nothing came before.
+            past: of every layer; None when nothing came before.
+            past_mask: (N, P) int64, 0 where a row's own past is padding or not yet filled; None when there is none.
+            shared_mask: (B, C) int64, 0 where the past that sequences share is padding; None when there is none.
         """
         llm = self.llm_model
         assert not isinstance(llm, T5)
         embeds = llm.embed(ids)
         if llm_prompt is not None:
             count = llm_prompt.shape[1]
-            embeds = torch.cat([llm_prompt, embeds], dim=1)  # (B, Q + L, E)
-            places = torch.arange(count, device=ids.device)[None].expand(ids.shape[0], -1)  # (B, Q)
-            positions = torch.cat([places, positions], dim=1)  # (B, Q + L)
-            mask = None if mask is None else F.pad(mask, (count, 0), value=1)  # (B, Q + L)
-        bias = bias_after(mask, embeds.shape[1], past_mask)
-        before: Sequence[KeysValues | None] = [None] * llm.cfg.depth if past is None else past
-        logits, present = llm(embeds, positions, bias, before)
+            embeds = torch.cat([llm_prompt, embeds], dim=1)  # (N, Q + L, E)
+            places = torch.arange(count, device=ids.device)[None].expand(ids.shape[0], -1)  # (N, Q)
+            positions = torch.cat([places, positions], dim=1)  # (N, Q + L)
+            mask = None if mask is None else F.pad(mask, (count, 0), value=1)  # (N, Q + L)
+        shared = None if shared_mask is None else shared_bias(shared_mask)
+        bias = Bias(bias_after(mask, embeds.shape[1], past_mask), shared)
+        logits, present = llm(embeds, positions, bias, [Before()] * llm.cfg.depth if past is None else past)
         return logits, present
 
     def encode(self, llm_prompt: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

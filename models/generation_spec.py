@@ -3,13 +3,14 @@
 Dynamic, for ONNX Runtime: a decoder takes the keys and values of what came before, one tensor a layer, any number of
 words and any number of rows; `beam_index` says which of those rows each row goes on from, so that nothing but an index
 leaves the session when beams are sorted, or when one that has ended is dropped. The prompt and the words after it go
-through one graph, which holds the weights once.
+through one graph, which holds the weights once; what it gives for the prompt, all sequences of the prompt share from then on.
 
 Static, for Ascend's converter: a buffer of S slots for what came before, whatever of it is masked out counting nothing;
 only the keys and values of the new words come back, and the caller writes them into the next slot.
 
 Axes: B prompts, M sequences of one prompt, L words, P words before them, R rows of these, Q queries of the Q-Former (0
-after the prompt), C positions that the cross-attention looks at, S slots, T image tokens, H heads, K head width, V words.
+after the prompt), C positions that all sequences of a prompt look at (of the picture, of the question, or of the prompt
+itself), S slots, T image tokens, H heads, K head width, V words.
 `positions` counts what is not masked, from 0. Prompts of unequal length are padded on the left, where the mask is 0.
 """
 
@@ -20,6 +21,7 @@ from models.llm_config import LlmConfig, T5Config, words_width
 from models.spec import BATCH, LENGTH, Dim, GraphSpec, TensorSpec, picture_tensors
 
 BEAMS, PAST, ROWS, QUERIES, CROSS, SLOTS = "M", "P", "R", "Q", "C", "S"
+PROMPT_KV, PROMPT_MASK = "prompt_kv", "prompt_mask"
 KEY, VALUE = "key", "value"
 
 
@@ -67,14 +69,18 @@ def _llm_specs(config: Blip2LlmConfig, static: bool) -> tuple[GraphSpec, ...]:
     llm, queries = config.llm, config.qformer.queries
     assert not isinstance(llm, T5Config)
     sizes = (llm.depth, llm.heads, llm.width // llm.heads)
-    ids, mask = _text((BATCH,))
-    logits = TensorSpec("logits", "float32", (BATCH, llm.vocab))
     seen = _seeing(config, llm)
     if not static:
-        prompt = TensorSpec("llm_prompt", "float32", (BATCH, QUERIES, words_width(llm)))
-        inputs = (prompt, ids, mask, _positions((BATCH,)), _past_mask((BATCH,), PAST), _beam_index((BATCH,)))
-        present = _kept("present", (BATCH,), f"{PAST}+{QUERIES}+{LENGTH}", sizes, static)
-        return (*seen, GraphSpec("llm", (*inputs, *_kept("past", (ROWS,), PAST, sizes, static)), (logits, *present)))
+        rows = (BATCH, BEAMS)
+        queried = TensorSpec("llm_prompt", "float32", (*rows, QUERIES, words_width(llm)))
+        words = (*_text(rows), _positions(rows), _past_mask(rows, PAST), _beam_index(rows))
+        shared = (TensorSpec(PROMPT_MASK, "int64", (BATCH, CROSS)), *_kept(PROMPT_KV, (BATCH,), CROSS, sizes, static))
+        past = _kept("past", (ROWS,), PAST, sizes, static)
+        present = _kept("present", (f"{BATCH}*{BEAMS}",), f"{PAST}+{QUERIES}+{LENGTH}", sizes, static)
+        logits = TensorSpec("logits", "float32", (*rows, llm.vocab))
+        return (*seen, GraphSpec("llm", (queried, *words, *shared, *past), (logits, *present)))
+    ids, mask = _text((BATCH,))
+    logits = TensorSpec("logits", "float32", (BATCH, llm.vocab))
     prompt = TensorSpec("llm_prompt", "float32", (BATCH, queries, words_width(llm)))
     present = _kept("present", (BATCH,), f"{queries}+{LENGTH}", sizes, static)
     one = TensorSpec(ids.name, ids.dtype, (BATCH, 1))

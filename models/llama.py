@@ -1,6 +1,6 @@
 """LLaMA, and Vicuna and Baichuan-7B, which are built like it.
 
-Axes as in models/generation_spec.py. Parameter names are those of the published files (LlamaForCausalLM), so they load
+Axes as in models/generation_spec.py; N rows. Parameter names are those of the published files (LlamaForCausalLM), so they load
 unmapped; Baichuan packs queries, keys and values in one matrix, which loading takes apart.
 """
 
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bert import KeysValues
-from models.caches import Present, attend, grow, last_word, split_heads
+from models.caches import Before, Bias, Present, attend_both, grow, last_word, split_heads
 from models.llm_config import LlamaConfig
 
-Turns = tuple[Tensor, Tensor]  # cosine and sine of every position, (B, 1, L, K / 2)
+Turns = tuple[Tensor, Tensor]  # cosine and sine of every position, (N, 1, L, K / 2)
 
 
 class RmsNorm(nn.Module):
@@ -42,11 +41,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.width, cfg.width, bias=False)
         self.o_proj = nn.Linear(cfg.width, cfg.width, bias=False)
 
-    def forward(self, x: Tensor, turns: Turns, bias: Tensor, past: KeysValues | None) -> tuple[Tensor, Present]:
+    def forward(self, x: Tensor, turns: Turns, bias: Bias, past: Before) -> tuple[Tensor, Present]:
         k = rotated(split_heads(self.k_proj(x), self.heads), turns)
-        kept = grow(past, (k, split_heads(self.v_proj(x), self.heads)))
-        q = rotated(split_heads(self.q_proj(x), self.heads), turns) * self.scale  # (B, H, L, K)
-        return self.o_proj(attend(q, kept.all, bias)), kept
+        kept = grow(past.own, (k, split_heads(self.v_proj(x), self.heads)))
+        q = rotated(split_heads(self.q_proj(x), self.heads), turns) * self.scale  # (N, H, L, K)
+        return self.o_proj(attend_both(q, kept.all, bias, past.shared)), kept
 
 
 class Mlp(nn.Module):
@@ -69,7 +68,7 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(cfg.width, cfg.eps)
         self.post_attention_layernorm = RmsNorm(cfg.width, cfg.eps)
 
-    def forward(self, x: Tensor, turns: Turns, bias: Tensor, past: KeysValues | None) -> tuple[Tensor, Present]:
+    def forward(self, x: Tensor, turns: Turns, bias: Bias, past: Before) -> tuple[Tensor, Present]:
         y, kept = self.self_attn(self.input_layernorm(x), turns, bias, past)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), kept
@@ -91,34 +90,32 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(cfg.width, cfg.vocab, bias=False)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids (B, L) to word embeddings (B, L, D)."""
+        """ids (N, L) to word embeddings (N, L, D)."""
         words: Tensor = self.model.embed_tokens(ids)
         return words
 
-    def forward(
-        self, embeds: Tensor, positions: Tensor, bias: Tensor, past: Sequence[KeysValues | None]
-    ) -> tuple[Tensor, list[Present]]:
-        """As of Opt: embeddings (B, L, D) to logits (B, V) of the word that follows, and the keys and values of every layer."""
+    def forward(self, embeds: Tensor, positions: Tensor, bias: Bias, past: Sequence[Before]) -> tuple[Tensor, list[Present]]:
+        """As of Opt: embeddings (N, L, D) to logits (N, V) of the word that follows, and the keys and values of every layer."""
         x, present = embeds, []
         turns = turns_of(positions, self.cfg)
         for layer, before in zip(self.model.layers, past, strict=True):
             x, kept = layer(x, turns, bias, before)
             present.append(kept)
-        logits: Tensor = self.lm_head(self.model.norm(last_word(x)))  # (B, V)
+        logits: Tensor = self.lm_head(self.model.norm(last_word(x)))  # (N, V)
         return logits, present
 
 
 def turns_of(positions: Tensor, cfg: LlamaConfig) -> Turns:
-    """By how much a position (B, L) turns each pair of numbers: the n-th of K / 2 by position / theta^(2n / K)."""
+    """By how much a position (N, L) turns each pair of numbers: the n-th of K / 2 by position / theta^(2n / K)."""
     half = cfg.width // cfg.heads // 2
     slower = [cfg.theta ** (-n / half) for n in range(half)]
-    angles = positions[:, None, :, None].to(torch.float32) * torch.tensor(slower)  # (B, 1, L, K / 2)
+    angles = positions[:, None, :, None].to(torch.float32) * torch.tensor(slower)  # (N, 1, L, K / 2)
     return angles.cos(), angles.sin()
 
 
 def rotated(x: Tensor, turns: Turns) -> Tensor:
-    """Turn the pairs (x_n, x_{n + K/2}) of x (B, H, L, K): the order in which LLaMA's weights were published for transformers."""
+    """Turn the pairs (x_n, x_{n + K/2}) of x (N, H, L, K): the order in which LLaMA's weights were published for transformers."""
     half = x.shape[3] // 2
-    first, second = x[..., :half], x[..., half:]  # (B, H, L, K / 2)
+    first, second = x[..., :half], x[..., half:]  # (N, H, L, K / 2)
     cos, sin = turns
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=3)

@@ -1,7 +1,7 @@
 """OPT: words left to right, with learnt positions.
 
-Axes as in models/generation_spec.py. Parameter names are those of the published files (facebook/opt-*: OPTForCausalLM), so
-they load unmapped.
+Axes as in models/generation_spec.py; N rows. Parameter names are those of the published files (facebook/opt-*: OPTForCausalLM),
+so they load unmapped.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bert import KeysValues
-from models.caches import Present, attend, grow, last_word, split_heads
+from models.caches import Before, Bias, Present, attend_both, grow, last_word, split_heads
 from models.llm_config import OptConfig
 from models.stored import in_float32
 
@@ -29,10 +28,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(cfg.width, cfg.width)
         self.out_proj = nn.Linear(cfg.width, cfg.width)
 
-    def forward(self, x: Tensor, bias: Tensor, past: KeysValues | None) -> tuple[Tensor, Present]:
-        kept = grow(past, (split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)))
-        q = split_heads(self.q_proj(x) * self.scale, self.heads)  # (B, H, L, K)
-        return self.out_proj(attend(q, kept.all, bias)), kept
+    def forward(self, x: Tensor, bias: Bias, past: Before) -> tuple[Tensor, Present]:
+        kept = grow(past.own, (split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)))
+        q = split_heads(self.q_proj(x) * self.scale, self.heads)  # (N, H, L, K)
+        return self.out_proj(attend_both(q, kept.all, bias, past.shared)), kept
 
 
 class Layer(nn.Module):
@@ -47,7 +46,7 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(cfg.ffn, cfg.width)
         self.final_layer_norm = nn.LayerNorm(cfg.width, eps=cfg.eps)
 
-    def forward(self, x: Tensor, bias: Tensor, past: KeysValues | None) -> tuple[Tensor, Present]:
+    def forward(self, x: Tensor, bias: Bias, past: Before) -> tuple[Tensor, Present]:
         before, between, after = self.norms()
         y, kept = self.self_attn(before(x), bias, past)
         x = between(x + y)
@@ -90,21 +89,18 @@ class Opt(nn.Module):
         self.model = OptModel(cfg)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids (B, L) to word embeddings (B, L, E)."""
+        """ids (N, L) to word embeddings (N, L, E)."""
         words: Tensor = self.model.decoder.embed_tokens(ids)
         return words
 
-    def forward(
-        self, embeds: Tensor, positions: Tensor, bias: Tensor, past: Sequence[KeysValues | None]
-    ) -> tuple[Tensor, list[Present]]:
-        """Embeddings (B, L, E) at `positions` (B, L), after `past`, to logits (B, V) of the word that follows the last of them,
-        and the keys and values of every layer. `past` has None for every layer when nothing came before; `bias`
-        (B, 1, L, P + L) hides what must not be seen."""
+    def forward(self, embeds: Tensor, positions: Tensor, bias: Bias, past: Sequence[Before]) -> tuple[Tensor, list[Present]]:
+        """Embeddings (N, L, E) at `positions` (N, L), after `past`, to logits (N, V) of the word that follows the last of them,
+        and the keys and values of every layer; `bias` hides what must not be seen."""
         decoder = self.model.decoder
-        x = decoder.project_in(embeds) + decoder.embed_positions(positions + OFFSET)  # (B, L, D)
+        x = decoder.project_in(embeds) + decoder.embed_positions(positions + OFFSET)  # (N, L, D)
         present = []
         for layer, before in zip(decoder.layers, past, strict=True):
             x, kept = layer(x, bias, before)
             present.append(kept)
-        y = decoder.project_out(decoder.final_layer_norm(last_word(x)))  # (B, E)
+        y = decoder.project_out(decoder.final_layer_norm(last_word(x)))  # (N, E)
         return F.linear(y, in_float32(decoder.embed_tokens.weight)), present

@@ -23,7 +23,11 @@ class DynamicSteps:
 
     def start(self) -> np.ndarray:
         ids, mask = self._begun.ids[:, None], self._begun.mask[:, None]  # (N, 1, L)
-        return self._run(ids, mask, np.arange(len(ids))[:, None], first=True)[:, 0]
+        logits = self._run(ids, mask, np.arange(len(ids))[:, None], first=True)[:, 0]
+        if self._graph.shares_prompt:  # then a row of the past begins after the prompt
+            self._graph.share_prompt(self._past, self._seen)
+            self._past, self._seen = self._graph.nothing(len(ids)), self._seen[:, :0]
+        return logits
 
     def step(self, ids: np.ndarray, parents: np.ndarray, prompts: np.ndarray) -> np.ndarray:
         self._graph.leave(prompts)

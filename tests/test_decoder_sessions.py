@@ -182,11 +182,11 @@ def test_nothing_but_words_crosses_over(
         walk.step(going)
         past = {name: value for name, value in fed.items() if name.startswith("past.")}
         assert before in (set(), {id(value) for value in past.values()})
-        arrays = {name: value for name, value in fed.items() if isinstance(value, np.ndarray) and value.size}
-        assert {name for name in arrays if name != "cross_mask"} == WORDS
+        arrays = {name: value for name, value in fed.items() if isinstance(value, np.ndarray) and name != "llm_prompt"}
+        assert {name for name in arrays if name not in ("cross_mask", "prompt_mask")} == WORDS
         assert all(array.dtype == np.int64 for array in arrays.values())
         assert all(len(array.reshape(-1)) == len(going) * SEQUENCES for array in (fed["text_ids"], fed["beam_index"]))
-        assert any(name.startswith("cross_") for name in fed) == (ended and kind not in LANGUAGE_MODELS)
+        assert any(name.startswith(("cross_", "prompt_")) for name in fed) == ended
 
 
 @pytest.mark.parametrize("kind", KINDS)

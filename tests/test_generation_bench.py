@@ -126,7 +126,8 @@ def test_weights_at_full_size_by_hand() -> None:
 def test_bytes_of_a_step(opt: Graphs, caption: Graphs, beams: int) -> None:
     """Of 6 words the last is read by nobody: 5 steps, after 0 to 4 new words, so after 2 on average."""
     llm = opt.config.llm  # type: ignore[union-attr]
-    kept = 2 * beams * llm.depth * 2 * llm.width * (opt.config.qformer.queries + 4 + 2)  # type: ignore[union-attr]
+    prompt = opt.config.qformer.queries + 4  # type: ignore[union-attr]
+    kept = 2 * llm.depth * 2 * llm.width * (prompt + beams * 2)  # all beams share the prompt's
     assert step_bytes(opt, LOAD, beams, 6, True) == 4 * (opt_weights(opt.config) + kept)  # type: ignore[arg-type]
     assert step_bytes(opt, LOAD, beams, 6, False) == 4 * opt_weights(opt.config)  # type: ignore[arg-type]
     decoder = caption.config.decoder  # type: ignore[union-attr]
@@ -186,13 +187,14 @@ def test_forms_of_every_graph(tmp_path: Path, kind: str) -> None:
 
 def test_forms_of_a_decoder(tmp_path: Path) -> None:
     prefill, one, three = forms(read_graphs(write_graphs(tmp_path, "opt")), "llm", LOAD, WRITING)
-    assert prefill.sizes == {"B": 2, "L": 4, "R": 2, "P": 0, "Q": 6}
-    assert one.sizes == {"B": 2, "L": 1, "R": 2, "P": 6 + 4 + 3, "Q": 0}
-    assert three.sizes == {"B": 6, "L": 1, "R": 6, "P": 6 + 4 + 3, "Q": 0}
+    assert prefill.sizes == {"B": 2, "M": 1, "L": 4, "R": 2, "P": 0, "Q": 6, "C": 0}
+    assert one.sizes == {"B": 2, "M": 1, "L": 1, "R": 2, "P": 3, "Q": 0, "C": 6 + 4}
+    assert three.sizes == {"B": 2, "M": 3, "L": 1, "R": 6, "P": 3, "Q": 0, "C": 6 + 4}
     feeds = random_inputs(bind(graph_specs(speaking("opt"))["llm"], three.sizes), 300)
-    assert feeds["positions"].tolist() == [[13]] * 6
-    assert feeds["beam_index"].tolist() == list(range(6))
+    assert feeds["positions"].tolist() == [[[13]] * 3] * 2
+    assert feeds["beam_index"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert feeds["past_mask"].all()
+    assert feeds["prompt_mask"].all()
 
 
 def test_as_many_words_as_asked_for() -> None:
@@ -253,7 +255,7 @@ def test_tables_and_record(opt: Graphs, tmp_path: Path) -> None:
         ("llm", "decode", 6, 1),
     ]
     assert [" ".join(line.split()[:2]) for line in said[6:9]] == ["llm prefill", "llm decode", "llm decode"]
-    assert found["rows"][4]["sizes"] == {"B": 6, "L": 1, "R": 6, "P": 6 + 4 + 2, "Q": 0}
+    assert found["rows"][4]["sizes"] == {"B": 2, "M": 3, "L": 1, "R": 6, "P": 2, "Q": 0, "C": 6 + 4}
     texts = found["generation"]
     assert [(text["num_beams"], text["use_past"]) for text in texts] == [(1, True), (3, True), (1, False), (3, False)]
     best = max(found["bandwidth"]["gb_per_s"].values())

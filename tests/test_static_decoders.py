@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from models import manifest
-from models.generation_spec import layer_names
+from models.generation_spec import PROMPT_KV, PROMPT_MASK, layer_names
 from tests.generators import VOCABULARIES
 
 Arrays = dict[str, np.ndarray]
@@ -104,15 +104,20 @@ class Both:
         ids, places = self.ids * mask, np.maximum(mask.cumsum(1) - 1, 0)
         queries = self.seen[0]["llm_prompt"].shape[1] if not self.looks else 0
         text = {"text_ids": ids, "text_atten_mask": mask, "positions": places + queries}
-        past = {
-            name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
-            for name in layer_names("past", self.buffer.kept.shape[1] // 2)
-            if (shape := self.dynamic.shape(self.names[0], name))
-        }
-        one = {name: value[:, None] for name, value in text.items()} if self.looks else text
+        past = self.nothing("past", 1)
+        one = {name: value[:, None] for name, value in text.items()}
+        if not self.looks:
+            one |= {"llm_prompt": self.seen[0]["llm_prompt"][:, None], PROMPT_MASK: np.zeros((PROMPTS, 0), np.int64)}
+            one |= self.nothing(PROMPT_KV, PROMPTS)
         nothing = {"past_mask": one["text_ids"][..., :0], "beam_index": np.zeros(one["text_ids"].shape[:-1], np.int64)}
         found = self.dynamic.run(self.names[0], self.seen[0] | one | nothing | past)
         self.past, self.mask = found, np.concatenate([np.ones((PROMPTS, queries), np.int64), mask], axis=1)
+        self.shared: Arrays = {}
+        if not self.looks:  # what was kept of the prompt is shared, and rows of the past begin after it
+            kept = {name.replace("present", PROMPT_KV): value for name, value in found.items() if name != "logits"}
+            none = np.zeros((PROMPTS, BEAMS, 0, self.dynamic.shape(self.names[0], "llm_prompt")[-1]), np.float32)
+            self.shared = kept | {PROMPT_MASK: self.mask, "llm_prompt": none}
+            self.past = {name.replace("past", "present"): value for name, value in self.nothing("past", PROMPTS).items()}
         logits = found["logits"].reshape(PROMPTS, -1)
         if not self.looks:
             first = self.static.run("llm_prefill", self.seen[1] | text)
@@ -133,18 +138,23 @@ class Both:
         """Words (N,), each after row `parents` (N,) of the call before."""
         places = self.mask[parents].sum(axis=1)
         word = {"text_ids": ids, "positions": places}
-        rows = {"beam_index": parents, "past_mask": self.mask[parents], "text_atten_mask": np.ones((ROWS, 1), np.int64)}
+        shared = 0 if self.looks else self.shared[PROMPT_MASK].shape[1]
+        rows = {"beam_index": parents, "past_mask": self.mask[parents, shared:], "text_atten_mask": np.ones((ROWS, 1), np.int64)}
         rows |= {name: value[:, None] for name, value in word.items()}
-        if self.looks:
-            rows = {name: value.reshape(PROMPTS, BEAMS, *value.shape[1:]) for name, value in rows.items()}
+        rows = {name: value.reshape(PROMPTS, BEAMS, *value.shape[1:]) for name, value in rows.items()}
         past = {f"past{name.removeprefix('present')}": value for name, value in self.past.items() if name != "logits"}
-        none = {} if self.looks else {"llm_prompt": self.seen[0]["llm_prompt"].repeat(BEAMS, axis=0)[:, :0]}
-        found = self.dynamic.run(self.names[0], self.seen[0] | rows | past | none)
+        found = self.dynamic.run(self.names[0], self.seen[0] | rows | past | self.shared)
         self.past, self.mask = found, np.concatenate([self.mask[parents], np.ones((ROWS, 1), np.int64)], axis=1)
         if len(set(parents)) > PROMPTS:  # in the first step the buffer has the rows already
             self.buffer.reorder(parents)
         self.compare(self.say(word, np.ones(ROWS, np.int64)), found["logits"].reshape(ROWS, -1))
         self.compare(self.new, stacked(found, "present")[:, :, :, -1:])
+
+    def nothing(self, prefix: str, rows: int) -> Arrays:
+        """Keys and values of no words."""
+        names = layer_names(prefix, self.buffer.kept.shape[1] // 2)
+        shapes = [self.dynamic.shape(self.names[0], name) for name in names]
+        return {n: np.zeros((rows, shape[1], 0, shape[3]), np.float32) for n, shape in zip(names, shapes, strict=True)}
 
     def say(self, word: Arrays, seen: np.ndarray) -> np.ndarray:
         """A word in every row of the static form, kept in the buffer if there is room: logits (N, V)."""
