@@ -96,13 +96,22 @@ class Llama(nn.Module):
 
     def forward(self, embeds: Tensor, positions: Tensor, bias: Bias, past: Sequence[Before]) -> tuple[Tensor, list[Present]]:
         """As of Opt: embeddings (N, L, D) to logits (N, V) of the word that follows, and the keys and values of every layer."""
+        x, present = self.states(embeds, positions, bias, past)
+        return self.logits(last_word(x)), present
+
+    def states(self, embeds: Tensor, positions: Tensor, bias: Bias, past: Sequence[Before]) -> tuple[Tensor, list[Present]]:
+        """What the last layer makes of these words (N, L, D), and the keys and values of every layer."""
         x, present = embeds, []
         turns = turns_of(positions, self.cfg)
         for layer, before in zip(self.model.layers, past, strict=True):
             x, kept = layer(x, turns, bias, before)
             present.append(kept)
-        logits: Tensor = self.lm_head(self.model.norm(last_word(x)))  # (N, V)
-        return logits, present
+        return x, present
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States (..., D) to logits (..., V) of the words that follow."""
+        found: Tensor = self.lm_head(self.model.norm(states))
+        return found
 
 
 def turns_of(positions: Tensor, cfg: LlamaConfig) -> Turns:

@@ -96,11 +96,21 @@ class Opt(nn.Module):
     def forward(self, embeds: Tensor, positions: Tensor, bias: Bias, past: Sequence[Before]) -> tuple[Tensor, list[Present]]:
         """Embeddings (N, L, E) at `positions` (N, L), after `past`, to logits (N, V) of the word that follows the last of them,
         and the keys and values of every layer; `bias` hides what must not be seen."""
+        x, present = self.states(embeds, positions, bias, past)
+        return self.logits(last_word(x)), present
+
+    def states(self, embeds: Tensor, positions: Tensor, bias: Bias, past: Sequence[Before]) -> tuple[Tensor, list[Present]]:
+        """What the last layer makes of these words (N, L, D), and the keys and values of every layer."""
         decoder = self.model.decoder
         x = decoder.project_in(embeds) + decoder.embed_positions(positions + OFFSET)  # (N, L, D)
         present = []
         for layer, before in zip(decoder.layers, past, strict=True):
             x, kept = layer(x, bias, before)
             present.append(kept)
-        y = decoder.project_out(decoder.final_layer_norm(last_word(x)))  # (N, E)
-        return F.linear(y, in_float32(decoder.embed_tokens.weight)), present
+        return x, present
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States (..., D) to logits (..., V) of the words that follow."""
+        decoder = self.model.decoder
+        y = decoder.project_out(decoder.final_layer_norm(states))  # (..., E)
+        return F.linear(y, in_float32(decoder.embed_tokens.weight))

@@ -168,6 +168,20 @@ class T5(nn.Module):
         cross_mask: Tensor | None = None,
     ) -> tuple[Tensor, list[Present]]:
         """As TextDecoder.next_words. A word in `past` stands at its number there: nothing before an answer is padding."""
+        x, present = self.states(ids, positions, mask, past, past_mask, cross, cross_mask)
+        return self.logits(last_word(x)).reshape(*ids.shape[:2], -1), present
+
+    def states(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        past: Sequence[KeysValues],
+        past_mask: Tensor,
+        cross: Sequence[KeysValues],
+        cross_mask: Tensor | None = None,
+    ) -> tuple[Tensor, list[Present]]:
+        """What the last layer makes of these words, (B * M, L, D), and the keys and values of every layer."""
         prompts, beams, length = ids.shape
         rows = prompts * beams
         before = torch.arange(past_mask.shape[2], device=ids.device)[None].expand(rows, -1)  # (B * M, P)
@@ -187,8 +201,12 @@ class T5(nn.Module):
             together = norm(x).reshape(prompts, beams * length, -1)  # (B, M * L, D)
             x = x + looking(together, looked_at, cross_bias).reshape(rows, length, -1)  # (B * M, L, D)
             x = block.feed_forward(x)
-        logits: Tensor = self.lm_head(self.decoder.final_layer_norm(last_word(x)))  # (B * M, V)
-        return logits.reshape(prompts, beams, -1), present
+        return x, present
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States (..., D) to logits (..., V) of the words that follow."""
+        found: Tensor = self.lm_head(self.decoder.final_layer_norm(states))
+        return found
 
 
 def bucket_of(distance: Tensor, cfg: T5Config, both_sides: bool) -> Tensor:

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from models.bert import KeysValues
-from models.caches import bias_after
+from models.caches import Before, Bias, bias_after
 from models.decoder import TextDecoder
 from models.llama import Llama
 from models.llm_config import LlamaConfig, OptConfig, T5Config
@@ -108,14 +108,14 @@ def test_decoder_only_models(cfg: OptConfig | LlamaConfig) -> None:
         mask = torch.ones_like(mask) if length < LENGTH else mask
         places = mask.cumsum(1) - 1
         wanted = theirs(input_ids=ids[:, at], attention_mask=mask).logits[:, -1]
-        bias = bias_after(mask, length, torch.zeros(ROWS, 0, dtype=torch.int64))
-        found, _ = ours(ours.embed(ids[:, at]), places.clamp_min(0), bias, past)
+        bias = Bias(bias_after(mask, length, torch.zeros(ROWS, 0, dtype=torch.int64)))
+        found, _ = ours(ours.embed(ids[:, at]), places.clamp_min(0), bias, [Before(pair) for pair in past])
         assert close(found, wanted)
     # Word by word.
     kept, seen = past, torch.zeros(ROWS, 0, dtype=torch.int64)
     for n in range(LENGTH):
-        bias = bias_after(MASK[:, n : n + 1], 1, seen)
-        found, present = ours(ours.embed(ids[:, n : n + 1]), positions[:, n : n + 1], bias, kept)
+        bias = Bias(bias_after(MASK[:, n : n + 1], 1, seen))
+        found, present = ours(ours.embed(ids[:, n : n + 1]), positions[:, n : n + 1], bias, [Before(pair) for pair in kept])
         kept, seen = [p.all for p in present], MASK[:, : n + 1]
     assert close(found, theirs(input_ids=ids, attention_mask=MASK).logits[:, -1])
 
@@ -194,5 +194,5 @@ def test_a_wrong_position_is_seen() -> None:
     places = ones.cumsum(1) - 1
     places[:, -1] += 1
     past = nothing_before(ROWS, TINY_LLAMA.heads, TINY_LLAMA.width // TINY_LLAMA.heads, TINY_LLAMA.depth)
-    found, _ = ours(ours.embed(ids), places, bias_after(ones, LENGTH, ones[:, :0]), past)
+    found, _ = ours(ours.embed(ids), places, Bias(bias_after(ones, LENGTH, ones[:, :0])), [Before(pair) for pair in past])
     assert not close(found, theirs(input_ids=ids).logits[:, -1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blip2_llm import Blip2Llm, language_model
+from models.caches import Before, Bias
 from models.llm_checkpoint import open_language_model
 from models.llm_config import LlmConfig, OptConfig
 from models.stored import HALVES, compute_in_float32, in_float32
@@ -36,10 +37,10 @@ def logits(model: Blip2Llm) -> list[Tensor]:
         ones = torch.ones(2, 1, 1, dtype=torch.int64)
         return [first, llm.next_words(ids, place + 1, None, [p.all for p in present], ones, cross, read)[0]]
     positions = (MASK.cumsum(1) - 1).clamp_min(0) + 6
-    past = [(torch.zeros(2, 7, 0, 8),) * 2] * 2
+    past = [Before((torch.zeros(2, 7, 0, 8),) * 2)] * 2
     first, present = model.next_words(prompt, IDS, MASK, positions, past, none[:, 0])
     seen = torch.cat([torch.ones(2, 6, dtype=torch.int64), MASK], dim=1)
-    second, _ = model.next_words(None, IDS[:, :1], None, positions[:, -1:] + 1, [p.all for p in present], seen)
+    second, _ = model.next_words(None, IDS[:, :1], None, positions[:, -1:] + 1, [Before(p.all) for p in present], seen)
     return [first, second]
 
 
@@ -118,9 +119,9 @@ def test_one_matrix_at_a_time(tmp_path: Path) -> None:
         part.register_forward_hook(
             lambda part, given, result: wide.add(sum(p.nbytes for p in model.parameters() if p.dtype == torch.float32))
         )
-    past = [(torch.zeros(1, 8, 0, 64),) * 2] * llm.depth
+    past = [Before((torch.zeros(1, 8, 0, 64),) * 2)] * llm.depth
     with compute_in_float32(model):
-        model(model.embed(IDS[:1, :1]), IDS[:1, :1], torch.zeros(1, 1, 1, 1), past)
+        model(model.embed(IDS[:1, :1]), IDS[:1, :1], Bias(torch.zeros(1, 1, 1, 1)), past)
     assert max(wide) == 4 * (512 * 2048 + 2048)  # fc1
     # The control: widening all of it, which takes 100 MB, is seen.
     model.float()

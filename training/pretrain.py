@@ -11,6 +11,7 @@ from models.blip import BlipPretrain
 from preprocess.text import CaptionTokenizer
 from training import losses
 from training.data import led_by
+from training.gather import gathered, processes
 from training.step import Batch, Step
 
 
@@ -18,12 +19,15 @@ def losses_of(model: BlipPretrain, tokenizer: CaptionTokenizer, batch: Batch, ge
     """The losses of a batch; hard negatives are drawn by `generator`. Without `matching` ITM is left out, and 0."""
     feat = model.image_feat(batch.image)  # (B, T, D)
     image_embed, text_embed = model.image_embed(feat), model.text_embed(batch.ids, batch.mask)  # (B, E)
-    sims = image_embed @ text_embed.t() / model.temp  # (B, B)
+    to_text = image_embed @ gathered(text_embed).t() / model.temp  # (B, N)
+    to_image = to_text.t() if processes() == 1 else text_embed @ gathered(image_embed).t() / model.temp  # (B, N)
+    same = batch.pictures[:, None] == gathered(batch.pictures)[None]  # (B, N)
     kv = model.keys_values(feat)
     itm = torch.zeros(())
     if matching:
-        negative_image = losses.hard_negatives(sims.t(), batch.same, generator)
-        negative_text = losses.hard_negatives(sims, batch.same, generator)
-        itm = losses.itm(model, led_by(batch.ids, tokenizer.encode_id), batch.mask, kv, negative_image, negative_text)
+        negative_image = losses.hard_negatives(to_image, same, generator)
+        negative_text = losses.hard_negatives(to_text, same, generator)
+        itm = losses.itm(model, led_by(batch.ids, tokenizer.encode_id), batch.mask, feat, kv, negative_image, negative_text)
     logits = model.text_decoder(led_by(batch.ids, tokenizer.decode_id), batch.mask, kv)  # (B, L, vocab)
-    return Step(losses.itc(sims, batch.same), itm, losses.lm(logits, batch.ids, batch.mask))
+    itc = losses.itc(to_text, to_image, losses.shared_targets(same))
+    return Step(itc, itm, losses.lm(logits, batch.ids, batch.mask))

@@ -29,11 +29,6 @@ class Batch:
     ids: Tensor  # (B, L) int64, [CLS] first
     mask: Tensor  # (B, L) int64
 
-    @property
-    def same(self) -> Tensor:
-        """(B, B) bool: where picture and caption belong together."""
-        return self.pictures[:, None] == self.pictures[None, :]
-
 
 @dataclass(frozen=True)
 class Step:
