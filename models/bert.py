@@ -107,13 +107,15 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(cfg)
         self.output = ResidualOutput(cfg.ffn, cfg.width, cfg.eps)
 
-    def forward(self, x: Tensor, bias: Tensor, kv: KeysValues | None, shared: bool, first_only: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor, kv: KeysValues | None, shared: bool, first_only: bool, image_bias: Tensor | None
+    ) -> Tensor:
         own = self.attention.keys_values(x)
         # When only the first position is read after this layer, only that one is computed.
         query = x[:, :1] if first_only else x  # (B, 1 or L, D)
         x = self.attention(query, own, bias)
         if kv is not None:
-            x = self.crossattention(x, kv, shared=shared)
+            x = self.crossattention(x, kv, image_bias, shared)
         y: Tensor = self.output(self.intermediate(x), x)
         return y
 
@@ -158,6 +160,7 @@ class BertEncoder(nn.Module):
         ids: Tensor,
         mask: Tensor,
         image: Sequence[KeysValues] | None = None,
+        image_mask: Tensor | None = None,
         *,
         shared: bool = False,
         causal: bool = False,
@@ -168,15 +171,17 @@ class BertEncoder(nn.Module):
         Args:
             ids, mask: (B, L) int64; mask is 1 on text and 0 on padding.
             image: keys and values per layer as `image_kv` gives them; None leaves cross-attention out.
+            image_mask: (P, T) int64, 0 where what is looked at is padding, as that of a question; None when nothing is.
             shared: the keys and values are of one picture (P = 1), which all captions look at.
             causal: a position sees only what stands before it (the decoder).
             first_only: the last layer computes only position 0.
         """
         bias = bias_of(mask, causal)
+        image_bias = None if image_mask is None else bias_of(image_mask)  # (P, 1, 1, T)
         x = self.embeddings(ids)
         last = len(self.encoder.layer) - 1
         for n, layer in enumerate(self.encoder):
-            x = layer(x, bias, None if image is None else image[n], shared, first_only and n == last)
+            x = layer(x, bias, None if image is None else image[n], shared, first_only and n == last, image_bias)
         out: Tensor = x
         return out
 

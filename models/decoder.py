@@ -54,12 +54,12 @@ class TextDecoder(nn.Module):
         self.bert = BertEncoder(cfg, image_width)
         self.cls = Head(cfg)
 
-    def forward(self, ids: Tensor, mask: Tensor, kv: Sequence[KeysValues]) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, kv: Sequence[KeysValues], kv_mask: Tensor | None = None) -> Tensor:
         """ids, mask (B, L) int64, [DEC] first, and the keys and values of their pictures per layer, to logits (B, L, vocab).
 
-        What stands at position n is said of the word at n + 1.
+        What stands at position n is said of the word at n + 1. `kv_mask` (B, T) is 0 where the keys are of padding.
         """
-        x = self.bert(ids, mask, kv, causal=True)  # (B, L, D)
+        x = self.bert(ids, mask, kv, kv_mask, causal=True)  # (B, L, D)
         logits: Tensor = self.cls.predictions(x, self.bert.embeddings.word_embeddings.weight)
         return logits
 
