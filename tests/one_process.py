@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from models.blip import BlipPretrain
 from tests.tiny import TINY, TINY_LLAMA, TINY_OPT, fill, random_generator, random_stage1, tiny_llm
 from training import pretrain, stage1, stage2
 from training.learner import Learner, Losses
+from training.momentum import Momentum
 from training.parallel import joined, shared
 from training.step import Batch
 
@@ -61,12 +63,14 @@ def learner_of(kind: str) -> tuple[Learner, int]:
         model = random_stage1().requires_grad_(True)
         stage1.freeze_image_encoder(model)
         return Learner(model, three(stage1.losses_of)), model.cfg.text.vocab
-    if kind == "pretrain":
+    if kind in ("pretrain", "momentum"):
         blip = BlipPretrain(TINY)
         fill(blip, 0, 0.2)
         with torch.no_grad():
             blip.temp.fill_(0.07)
-        return Learner(blip.eval(), three(pretrain.losses_of)), TINY.text.vocab
+        torch.manual_seed(3)
+        slow = pretrain.Slow(Momentum(blip, 0.9, 8), 0.4) if kind == "momentum" else None
+        return Learner(blip.eval(), three(partial(pretrain.losses_of, slow=slow))), TINY.text.vocab
     llm = {"opt": TINY_OPT, "llama": TINY_LLAMA}[kind]
     generator = random_generator(tiny_llm(llm)).requires_grad_(True)
     stage2.freeze(generator, image_encoder=False)  # type: ignore[arg-type]

@@ -84,7 +84,10 @@ def test_a_forbidden_import_is_seen(tmp_path: Path) -> None:
     assert imported(wrong) == {"models.blip", "export.graphs", "runtime.outputs"}
 
 
-@pytest.mark.parametrize("module", [*VOCABULARY, "preprocess.dataset", "preprocess.tensors", "runtime.pipeline", *WITHOUT_TORCH])
+@pytest.mark.parametrize(
+    "module",
+    [*VOCABULARY, "preprocess.dataset", "preprocess.tensors", "runtime.pipeline", "training.settings_file", *WITHOUT_TORCH],
+)
 def test_imports_with_torch_blocked(module: str) -> None:
     code = f"import sys; sys.modules['torch'] = None; import {module}; assert 'transformers' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

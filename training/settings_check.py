@@ -1,0 +1,188 @@
+"""What settings may say: ranges, and values that contradict each other. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig
+from models.errors import Misuse
+from models.presets import preset
+from training.schedule import WITH_DECAY, WITHOUT_START, WITHOUT_WARMUP, Schedule
+
+if TYPE_CHECKING:  # training.settings imports this file: what is made is checked
+    from training.settings import Data, Optimizer, Settings, Source
+
+MODELS: dict[str, tuple[type, ...]] = {  # what a task trains
+    "pretrain": (BlipConfig,),
+    "stage1": (Blip2Config,),
+    "stage2": (Blip2LlmConfig,),
+    "caption": (BlipCaptionConfig, Blip2LlmConfig),
+    "retrieval": (BlipConfig, Blip2Config),
+    "vqa": (BlipVqaConfig,),
+}
+METRICS: dict[
+    str, tuple[Literal["recall", "caption", "vqa"], ...]
+] = {  # what a task can be measured by; the first is taken when nothing is said
+    "pretrain": ("recall",),
+    "stage1": ("recall",),
+    "stage2": ("caption", "vqa"),
+    "caption": ("caption",),
+    "retrieval": ("recall",),
+    "vqa": ("vqa",),
+}
+SEEDS = 2**63  # as many as PyTorch takes
+
+
+def check(settings: Settings) -> None:
+    """Raises Misuse with the key, what was found and what was expected."""
+    _check_model(settings)
+    _check_data(settings.data, settings.run.batchsize)
+    _check_optimizer(settings.optimizer, settings.schedule)
+    _check_run(settings)
+
+
+def _expect(ok: bool, key: str, found: object, expected: str) -> None:
+    if not ok:
+        as_yaml = "null" if found is None else str(found).lower() if isinstance(found, bool) else found
+        raise Misuse(f"{key} is {as_yaml}; expected {expected}.")
+
+
+def _share(key: str, value: float) -> None:
+    _expect(0 <= value <= 1, key, value, "a number from 0 to 1")
+
+
+def _below_one(key: str, value: float | None) -> None:
+    _expect(value is None or 0 <= value < 1, key, value, "a number from 0 to below 1")
+
+
+def _above(key: str, value: float | None) -> None:
+    _expect(value is None or 0 < value < math.inf, key, value, "a number above 0")
+
+
+def _least(key: str, value: int | None, least: int) -> None:
+    _expect(value is None or value >= least, key, value, f"{least} or more")
+
+
+def _check_model(settings: Settings) -> None:
+    model, task = settings.model, settings.task
+    given = [key for key in ("name", "config") if getattr(model, key) is not None]
+    if len(given) != 1:
+        raise Misuse(f"model has {' and '.join(given) or 'neither name nor config'}; expected one of name and config, the sizes.")
+    if model.name is not None and not isinstance(sizes := preset(model.name), MODELS[task]):
+        wanted = " or ".join(kind.__name__ for kind in MODELS[task])
+        raise Misuse(f"model.name is {model.name}, a {type(sizes).__name__}; expected a {wanted}, which is what {task} trains.")
+    if model.freeze_vit and model.checkpoint is None and model.vit_checkpoint is None:
+        raise Misuse(
+            "model.freeze_vit is true, but nothing gives the image encoder its weights; expected model.checkpoint, "
+            "model.vit_checkpoint, or freeze_vit: false."
+        )
+    _least("model.image_size", model.image_size, 1)
+    if model.freeze_qformer:
+        _expect(task in ("stage2", "caption"), "task", task, "stage2 or caption, with model.freeze_qformer")
+    if model.lora is not None:
+        _expect(task in ("stage2", "caption"), "task", task, "stage2 or caption, with model.lora")
+        _least("model.lora.rank", model.lora.rank, 1)
+        _above("model.lora.alpha", model.lora.alpha)
+        _below_one("model.lora.dropout", model.lora.dropout)
+    if model.momentum is not None:
+        _expect(task in ("pretrain", "retrieval"), "task", task, "pretrain or retrieval, with model.momentum")
+        _below_one("model.momentum.decay", model.momentum.decay)
+        _least("model.momentum.queue", model.momentum.queue, 1)
+        _share("model.momentum.alpha", model.momentum.alpha)
+        _expect(0 <= model.momentum.ramp_epochs < math.inf, "model.momentum.ramp_epochs", model.momentum.ramp_epochs, "0 or more")
+
+
+def _check_data(data: Data, batchsize: int) -> None:
+    _expect(len(data.train) > 0, "data.train", "empty", "a list of sources")
+    for number, source in enumerate(data.train):
+        _check_source(f"data.train.{number}", source)
+    if data.validation is not None:
+        _check_source("data.validation", data.validation)
+        _expect(data.validation.kind != "shards", "data.validation.kind", "shards", "karpathy, flickr8k or vqa")
+    if data.crop_scale is not None:
+        low, high = data.crop_scale
+        _expect(0 < low <= high <= 1, "data.crop_scale", list(data.crop_scale), "two shares above 0, the smaller first, to 1")
+    _share("data.flip", data.flip)
+    for key in ("shift", "easy", "easy_steps"):
+        _least(f"data.{key}", getattr(data, key), 0)
+    for key in ("together", "max_words", "workers", "prefetch"):
+        _least(f"data.{key}", getattr(data, key), 1)
+    _least("data.max_length", data.max_length, 3)  # [CLS], a token and [SEP]
+    _expect(batchsize % data.together == 0, "run.batchsize", batchsize, f"a multiple of data.together, {data.together}")
+    _expect(data.easy > 0 or data.easy_steps == 0, "data.easy", data.easy, "the number of easy pictures, with data.easy_steps")
+
+
+NEEDED = {  # of each kind of source
+    "karpathy": ("annotations", "images"),
+    "flickr8k": ("annotations", "images"),
+    "vqa": ("annotations", "images"),
+    "shards": ("shards", "samples"),
+}
+
+
+def _check_source(key: str, source: Source) -> None:
+    for name in NEEDED[source.kind]:
+        _expect(getattr(source, name) is not None, f"{key}.{name}", None, f"a value, for the kind {source.kind}")
+    allowed = (*NEEDED[source.kind], "questions") if source.kind == "vqa" else NEEDED[source.kind]
+    for name in ("annotations", "images", "questions", "shards", "samples"):
+        unused = getattr(source, name) is None or name in allowed
+        _expect(unused, f"{key}.{name}", getattr(source, name), f"null, for the kind {source.kind}")
+    _least(f"{key}.samples", source.samples, 1)
+    _above(f"{key}.weight", source.weight)
+
+
+def _check_optimizer(optimizer: Optimizer, schedule: Schedule) -> None:
+    for number, beta in enumerate(optimizer.betas):
+        _below_one(f"optimizer.betas.{number}", beta)
+    _above("optimizer.eps", optimizer.eps)
+    _expect(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
+    _above("optimizer.clip", optimizer.clip)
+    _least("optimizer.accumulate", optimizer.accumulate, 1)
+    kind = schedule.kind
+    _above("schedule.lr", schedule.lr)
+    for key in ("min_lr", "warmup_lr"):
+        value = getattr(schedule, key)
+        _expect(0 <= value <= schedule.lr, f"schedule.{key}", value, f"a number from 0 to schedule.lr, {schedule.lr:g}")
+    _least("schedule.warmup_steps", schedule.warmup_steps, 0)
+    if kind in WITHOUT_WARMUP:
+        _expect(schedule.warmup_steps == 0, "schedule.warmup_steps", schedule.warmup_steps, f"0: {kind} has no warm-up")
+    if kind in WITHOUT_START:
+        _expect(schedule.warmup_lr == 0, "schedule.warmup_lr", schedule.warmup_lr, f"0: {kind} does not use it")
+    if kind in WITH_DECAY:
+        rate = schedule.decay_rate
+        _expect(rate is not None and 0 < rate <= 1, "schedule.decay_rate", rate, f"a number above 0, to 1, for {kind}")
+    else:
+        _expect(schedule.decay_rate is None, "schedule.decay_rate", schedule.decay_rate, f"null: {kind} does not use it")
+
+
+def _check_run(settings: Settings) -> None:
+    run, model, data = settings.run, settings.model, settings.data
+    if (run.epochs is None) == (run.steps is None):
+        raise Misuse(f"run.epochs is {run.epochs or 'null'} and run.steps is {run.steps or 'null'}; expected one of them.")
+    for key in ("epochs", "steps", "batchsize", "eval_batchsize", "save_every", "keep", "validate_every", "log_every"):
+        _least(f"run.{key}", getattr(run, key), 1)
+    _least("run.itm_after", run.itm_after, 0)
+    _above("run.loss_scale", run.loss_scale)
+    _expect(run.loss_scale is None or run.precision == "fp16", "run.loss_scale", run.loss_scale, f"null, with {run.precision}")
+    _below_one("run.ema", run.ema)
+    _expect(0 <= run.seed < SEEDS, "run.seed", run.seed, "a number from 0 to 2^63 - 1")
+    if run.validate not in (None, "none"):
+        fitting = METRICS[settings.task]
+        _expect(run.validate in fitting, "run.validate", run.validate, f"{' or '.join(fitting)} or none, for {settings.task}")
+        _expect(data.validation is not None, "data.validation", None, f"a source, with run.validate: {run.validate}")
+    least, most = run.generation.min_length, run.generation.max_length
+    _least("run.generation.num_beams", run.generation.num_beams, 1)
+    _least("run.generation.min_length", least, 0)
+    _expect(most >= max(1, least), "run.generation.max_length", most, f"min_length, {least}, or more")
+    _above("run.generation.repetition_penalty", run.generation.repetition_penalty)
+    if run.cache_features:
+        _expect(settings.task in ("stage1", "stage2"), "task", settings.task, "stage1 or stage2, with run.cache_features")
+        _expect(model.freeze_vit, "model.freeze_vit", model.freeze_vit, "true, with run.cache_features")
+        changed = data.crop_scale is not None or data.flip > 0 or data.shift > 0 or data.rand_augment is not None
+        changed = changed or any(source.transform not in (None, "blip_image_eval") for source in data.train)
+        if changed:
+            raise Misuse(
+                "run.cache_features is true, but pictures are changed at random; expected the same features in each epoch: "
+                "crop_scale: null, flip: 0, shift: 0, rand_augment: null and sources without a transform, in data."
+            )
