@@ -21,6 +21,7 @@ SOC ?=
 CANN ?= 8
 OM_BATCHSIZE ?= 1,16
 EXPORT_OPTIONS ?=
+ATC_OPTIONS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -34,8 +35,9 @@ LABEL_ARGS := --images "$(LABELLED)"
 CAPTION_ARGS := --batchsize $(BATCHSIZE) $(CAPTION_OPTIONS)
 ANSWER_DATA_ARGS := --images "$(IMAGES)" --questions "$(QUESTIONS)" $(if $(filter file,$(origin ANNOTATIONS)),,--annotations "$(ANNOTATIONS)")
 ANSWER_ARGS := --batchsize $(BATCHSIZE) $(ANSWER_OPTIONS)
-ASCEND_ARGS := $(EXPORT_ARGS) --target ascend $(EXPORT_OPTIONS)
-ATC_ARGS := --batchsize $(OM_BATCHSIZE) --cann $(CANN) $(if $(SOC),--soc $(SOC))
+# CANN 6 reads opsets up to 13.
+ASCEND_ARGS := $(EXPORT_ARGS) --target ascend $(if $(filter 6,$(CANN)),$(if $(findstring --opset,$(EXPORT_OPTIONS)),,--opset 13)) $(EXPORT_OPTIONS)
+ATC_ARGS := --batchsize $(OM_BATCHSIZE) --cann $(CANN) $(if $(SOC),--soc $(SOC)) $(ATC_OPTIONS)
 CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLATE)")
 
 # Mistakes that would otherwise show after minutes of work, or as a message of make about itself.
@@ -94,7 +96,7 @@ captions: $(OUT)/caption-report/manifest.json  ## pictures -> OUT/caption-report
 	@echo "$(OUT)/caption-report/report.html"
 answers: $(OUT)/answer-report/manifest.json  ## QUESTIONS about IMAGES, ANNOTATIONS with their answers -> OUT/answer-report; ANSWER_OPTIONS for blip-run
 	@cat "$(OUT)/answer-report/report.txt"; echo "$(OUT)/answer-report/report.html"
-om: $(OUT)/om/manifest.json  ## CHECKPOINT -> OUT/ascend-graphs -> OUT/om by ATC, for SOC (such as Ascend310P3), CANN and each of OM_BATCHSIZE
+om: $(OUT)/om/manifest.json  ## CHECKPOINT -> OUT/ascend-graphs -> OUT/om by ATC, for SOC (such as Ascend310P3), CANN and each of OM_BATCHSIZE; ATC_OPTIONS for blip-atc
 	@echo "$(OUT)/om"
 atc-script: $(OUT)/atc/manifest.json  ## the same as a script, OUT/atc/atc.sh, for a host that has CANN and no Python
 	@echo "$(OUT)/atc/atc.sh"
@@ -116,7 +118,7 @@ clean:  ## remove what the steps wrote to OUT, and nothing else
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*##/  make \1 -/'
 	@echo 'Variables: MODEL CHECKPOINT VIT_CHECKPOINT LLM_CHECKPOINT TOKENIZER IMAGES ANNOTATIONS QUESTIONS LABELLED TEMPLATE BATCHSIZE K_TEST' \
-	    'CAPTION_OPTIONS ANSWER_OPTIONS EXPORT_OPTIONS SOC CANN OM_BATCHSIZE OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
+	    'CAPTION_OPTIONS ANSWER_OPTIONS EXPORT_OPTIONS ATC_OPTIONS SOC CANN OM_BATCHSIZE OUT PYTHON; now MODEL=$(MODEL) OUT=$(OUT)'
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bench.graphs import full_inputs
 from bench.measure import Timing, time_loops
+from models import manifest
 from models.errors import Misuse, UserError
 from models.om import entries
 from models.spec import BATCH, LENGTH
@@ -87,7 +88,7 @@ def batches_of(graphs: Graphs, names: Sequence[str], asked: Sequence[int] | None
     Raises Misuse for a batch that none of them was compiled for.
     """
     there: dict[str, list[int]] = {name: [] for name in names}
-    for entry in entries(graphs.content):
+    for entry in entries(graphs.content, graphs.source.folder / manifest.NAME):
         if entry.graph in there and entry.batch not in there[entry.graph]:
             there[entry.graph].append(entry.batch)
     every = sorted({batch for batches in there.values() for batch in batches})

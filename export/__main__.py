@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
-from export.targets import ASCEND, DEFAULT_OPSET, OPSETS, ORT, REWRITES, STATIC, TARGETS
+from export.targets import ASCEND, DEFAULT_OPSET, OPEN, OPSETS, ORT, REWRITES, STATIC, TARGETS
 from models import presets
 from models.config import Blip2LlmConfig, BlipVqaConfig, Config, RetrievalConfig
 from models.config_file import from_file
@@ -16,6 +17,13 @@ from models.llm_config import T5Config
 from models.spec import graph_specs
 
 OPSETS_SAID = ", ".join(f"{opset} for {target}" for target, opset in DEFAULT_OPSET.items())
+
+
+class Length(click.IntRange):
+    """A number of tokens, or OPEN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == OPEN else super().convert(value, param, ctx)
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -65,9 +73,10 @@ OPSETS_SAID = ", ".join(f"{opset} for {target}" for target, opset in DEFAULT_OPS
 @click.option("--batchsize", type=click.IntRange(min=1), default=None, help="Fixed batch, --target atc only.  [default: 1]")
 @click.option(
     "--length",
-    type=click.IntRange(min=3),
+    type=Length(min=3),
     default=None,
-    help="Fixed length of captions, questions or prompts in tokens, for graphs and data, --target atc and ascend only.  "
+    help="Fixed length of captions, questions or prompts in tokens, for graphs and data, --target atc and ascend only; or "
+    f"'{OPEN}', of retrieval graphs for --target ascend: any length up to the model's, which blip-atc --length fixes.  "
     "[default: the model's]",
 )
 @click.option(
@@ -112,7 +121,7 @@ def main(
     target: str,
     opset: int | None,
     batchsize: int | None,
-    length: int | None,
+    length: int | str | None,
     beams: int | None,
     slots: int | None,
     rewrites: str | None,
@@ -129,6 +138,11 @@ def main(
     if opset not in OPSETS[target]:
         raise Misuse(f"--target {target} writes opsets {OPSETS[target][0]} to {OPSETS[target][-1]}, asked was {opset}.")
     static, forms = target in STATIC, _rewrites(rewrites)
+    if length == OPEN and (target != ASCEND or not isinstance(config, RetrievalConfig)):
+        raise Misuse(
+            f"--length {OPEN} is of retrieval graphs for --target {ASCEND}, of which blip-atc makes a file for each length. "
+            f"Graphs that write words have one length, those of --target {ORT} take any."
+        )
     if not static and (batchsize or length):
         raise Misuse(
             "--batchsize and --length fix axes, which only --target atc does; the graphs of --target ort take any batch."
@@ -143,7 +157,7 @@ def main(
         raise Misuse("--audit-fp16 tries float16 on graphs for Ascend: give --target ascend, or leave it out.")
     if calibration and not audit_fp16:
         raise Misuse("--calibration names pictures for --audit-fp16; give both, or leave it out.")
-    if length:
+    if isinstance(length, int):
         config = _shortened(config, length)
     known = graph_specs(config, static=static)
     # Each once, however often it was typed.
@@ -153,7 +167,9 @@ def main(
     called = presets.ALIASES.get(model, model) if model else str(config_file)
     files = (checkpoint, vit_checkpoint, llm_checkpoint, tokenizer, out)
     sizes = (batchsize or 1, beams or 1, slots)
-    write_graphs(Options(called, config, *files, names, target, opset, *sizes, forms, audit_fp16, calibration), click.echo)
+    of_rewrites = (forms, audit_fp16, calibration)
+    asked = Options(called, config, *files, names, target, opset, *sizes, *of_rewrites, open_length=length == OPEN)
+    write_graphs(asked, click.echo)
     click.echo(f"{len(names)} graphs, opset {opset}, target {target}: {out}")
 
 

@@ -10,14 +10,18 @@ from click.core import ParameterSource
 
 from export import cann
 from export.atc_command import shell
-from export.atc_plan import USUAL_BATCH, Options, Plan, plan
+from export.atc_plan import LARGEST_OM, USUAL_BATCH, Options, Plan, plan, too_large
 from export.atc_run import collect, convert, write_script
 from export.atc_script import SCRIPT
+from export.lengths import BUCKETS, buckets
+from export.op_table import read_table
 from export.soc import checked_soc, soc_of_this_machine
+from export.targets import OPEN
 from models.errors import Command, Misuse, UserError
 from models.om import DYNAMIC, FIXED
 
-CHECKED = ("graphs", "only", "batchsize", "cann", "check")  # all that --check reads
+CHECKED = ("graphs", "only", "batchsize", "length", "cann", "operators", "check")  # all that --check reads
+CHECKED_SAID = "--graphs, --only, --batchsize, --length, --cann and --operators"
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -41,8 +45,9 @@ CHECKED = ("graphs", "only", "batchsize", "cann", "check")  # all that --check r
 @click.option(
     "--length",
     default=None,
-    help="Tokens of a text; must be those of the graphs. 'buckets' is not possible: export a folder for each length."
-    "  [default: theirs]",
+    help=f"Tokens of a text, one or several with commas between, an .om for each; the graphs' longest is always among them. "
+    f"'{BUCKETS}': the usual ones, {','.join(map(str, buckets(35)))} for 35. Several need graphs exported with --length {OPEN}."
+    "  [default: the longest]",
 )
 @click.option(
     "--dynamic",
@@ -62,11 +67,21 @@ CHECKED = ("graphs", "only", "batchsize", "cann", "check")  # all that --check r
     default=None,
     help="op_precision.ini for every graph.  [default: Gelu=high_performance for those that read texts alone]",
 )
-@click.option("--external-weight", is_flag=True, help="Weights beside the .om, in weight/; needed beyond 2 GB.")
+@click.option(
+    "--external-weight",
+    is_flag=True,
+    help=f"Weights beside the .om, in weight/: ais_bench refuses an .om of more than {LARGEST_OM // 10**9} GB.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder to write.  [default: build/om]")
 @click.option("--dry-run", is_flag=True, help="Print the commands, as they are run in --out, and stop.")
 @click.option("--script", is_flag=True, help=f"Write {SCRIPT} instead, for a host without Python.  [--out default: build/atc]")
 @click.option("--check", is_flag=True, help="Check that ATC can read the graphs, without ATC, and stop.")
+@click.option(
+    "--operators",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="For --check: the operators that ATC reads, in place of the list that comes with this package (export/atc_ops.txt).",
+)
 @click.option("--collect", "collecting", is_flag=True, help=f"Write the manifest of --out, which {SCRIPT} has filled.")
 def main(
     graphs: Path,
@@ -84,11 +99,14 @@ def main(
     dry_run: bool,
     script: bool,
     check: bool,
+    operators: Path | None,
     collecting: bool,
 ) -> None:
     """Convert the graphs in GRAPHS with Ascend's converter, ATC."""
     if sum((dry_run, script, check, collecting)) > 1:
         raise Misuse("--dry-run, --script, --check and --collect are different things to do; give one.")
+    if operators and not check:
+        raise Misuse("--operators is the list that --check looks operators up in; give both, or leave it out.")
     out = out or Path("build/atc" if script or collecting else "build/om")
     if collecting:
         click.echo(f"{collect(out)} .om files: {out}")
@@ -97,13 +115,15 @@ def main(
     names = [name.strip() for name in only.split(",")] if only is not None else None
     if check:
         _refuse_beside_check(click.get_current_context())
-        _check(graphs, int(cann), batches, names)
+        _check(graphs, int(cann), batches, length, names, operators)
         return
     found = _soc(soc, elsewhere=dry_run or script)
     options = Options(
         graphs, out, names, batches, found, int(cann), precision, length, dynamic, keep, op_precision, external_weight
     )
     made = plan(options)
+    for said in too_large(made):
+        click.echo(f"Warning: {said}", err=True)
     if dry_run:
         _show(made)
     elif script:
@@ -154,14 +174,22 @@ def _refuse_beside_check(context: click.Context) -> None:
     others = [option for option in context.command.params if option.name and option.name not in CHECKED]
     given = [o.opts[0] for o in others if context.get_parameter_source(str(o.name)) is ParameterSource.COMMANDLINE]
     if given:
-        raise Misuse(f"--check takes --graphs, --only, --batchsize and --cann alone; leave out {', '.join(given)}.")
+        raise Misuse(f"--check takes {CHECKED_SAID} alone; leave out {', '.join(given)}.")
 
 
-def _check(graphs: Path, release: int, batches: Sequence[int] | None, only: Sequence[str] | None) -> None:
+def _check(
+    graphs: Path,
+    release: int,
+    batches: Sequence[int] | None,
+    length: str | None,
+    only: Sequence[str] | None,
+    operators: Path | None,
+) -> None:
     # Imported here: it reads every graph with onnx, which no other mode needs to.
     from export.lint import lint_folder
 
-    findings = lint_folder(graphs, release, batches or [USUAL_BATCH], only=only)
+    table = read_table(operators) if operators else None
+    findings = lint_folder(graphs, release, batches or [USUAL_BATCH], table, only, length)
     for finding in findings:
         click.echo(f"{finding.graph}: {finding.rule}: {finding.said}")
     if findings:

@@ -1,4 +1,4 @@
-"""One graph at one batch, or at several, as the command that ATC is called with.
+"""One graph at one text length, and one batch or several, as the command that ATC is called with.
 
 Options and their limits: ATC's manual. Everything is relative to the om/ folder, in which the command is run.
 """
@@ -47,17 +47,18 @@ class Form:
     external_weight: bool = False
 
 
-def job(spec: GraphSpec, bound: Sequence[GraphSpec], model: str, form: Form) -> Job:
+def job(spec: GraphSpec, bound: Sequence[GraphSpec], model: str, form: Form, length: int | None = None) -> Job:
     """The call for the graph in the file `model`.
 
     Args:
-        spec: as it was exported, open axes by their letters.
+        spec: as it was exported, open axes by their letters, but with one text length.
         bound: the same with numbers alone, for each batch that the .om is to take, growing; one where `form` is static.
+        length: that of the texts, when it is not the graph's longest and the .om is to be named after it.
 
     Raises Misuse when `form.dynamic` cannot express these batches.
     """
     batches = [_rows(one) for one in bound]
-    stem = om_stem_of(spec.name, batches)
+    stem = om_stem_of(spec.name, batches, length)
     argv = [
         "atc",
         f"--framework={ONNX}",

@@ -12,10 +12,15 @@ from models.errors import UserError
 
 CODE = re.compile(r"\b(E[0-9A-Z]\d{4}|EZ\d{4})\b:?[ \t]*(.*)")
 SHOWN = 300  # characters of ATC's own text
-SHELL_KILLED = 128 + signal.SIGKILL  # what a shell ends with whose child was killed, as where atc is a script around ATC
+# What a shell ends with whose child a signal ended, and the signal's number; as where atc is a script around ATC.
+SHELL_SIGNALLED = 128
+SHELL_KILLED = SHELL_SIGNALLED + signal.SIGKILL
 # ATC opens with the first of these when it has nothing better to say; a code of its own counts more.
 VAGUE = ("E19999", "EZ9999")
-SAY = "Run the command that `blip-atc --dry-run` prints with --log=debug to see more"
+UNKNOWN = re.compile(r"unknown command line flag '([^']+)'")
+SAY = "Its log is in ~/ascend/log. To see more, write the commands with --script, put --log=debug in atc.sh and run that"
+
+SAY_CANN = "Give --cann 6 or 7 as it is installed; 6 takes graphs of opset 13"
 
 MEANING = {
     "E10001": ("an option has a value that ATC refuses", "Compare --soc and --cann with the CANN release that is installed"),
@@ -52,23 +57,27 @@ MEANING = {
 
 
 def failure(stem: str, status: int, said: str) -> UserError:
-    """The error to raise when `atc` ended with `status` (not 0) while it made `stem`, and printed `said`."""
+    """The error to raise when `atc` ended with `status` (not 0) while it made `stem`, and printed `said`. Its sentences are not
+    ended: what is left of the run is for the caller to say."""
     if status < 0 or status == SHELL_KILLED:
         name = signal.Signals(-status if status < 0 else signal.SIGKILL).name
         return UserError(
             f"{stem}: atc was killed ({name}), most often for lack of memory. Set TE_PARALLEL_COMPILER=1, or try a smaller "
-            "--batchsize; nothing was written."
+            "--batchsize"
+        )
+    if unknown := UNKNOWN.search(said):
+        return UserError(
+            f"{stem}: atc ended with exit status {status}, {unknown[0]}: it is of another release of CANN than --cann says. "
+            f"{SAY_CANN}"
         )
     found: dict[str, str] = {}
     for code, text in CODE.findall(said):
         found.setdefault(code, text.strip())
     if not found:
-        last = (said.strip().splitlines() or ["nothing"])[-1]
-        return UserError(
-            f"{stem}: atc ended with exit status {status} and no error code; it said: {last[:SHOWN]}. {SAY}; nothing was written."
-        )
+        last = (said.strip().splitlines() or ["nothing"])[-1].strip().rstrip(" .")
+        return UserError(f"{stem}: atc ended with exit status {status} and no error code; it said: {last[:SHOWN]}. {SAY}")
     code = min(found, key=lambda code: (code in VAGUE, code not in MEANING))
     meaning, mend = MEANING.get(code, ("CANN's error code reference explains it", SAY))
     text = found[code].rstrip(" .")[:SHOWN]
     said = f"{code}, {meaning}: {text}" if text else f"{code}, {meaning}"
-    return UserError(f"{stem}: atc ended with exit status {status}, {said}. {mend}; nothing was written.")
+    return UserError(f"{stem}: atc ended with exit status {status}, {said}. {mend}")

@@ -11,7 +11,8 @@ from typing import Any
 
 from export.atc_command import Form, Job, job
 from export.atc_precision import OP_PRECISION, keep_lists, op_precision_text, reads_texts, usual_precision
-from export.cann import OPSETS_READ
+from export.cann import OPSETS_READ, ORIGIN
+from export.lengths import lengths_of
 from export.sizes import PER_SEQUENCE
 from export.targets import ASCEND, STATIC
 from models import manifest
@@ -21,7 +22,7 @@ from models.om import FIXED, KIND, OmEntry, entry_to_dict
 from models.spec import BATCH, GraphSpec, spec_from_dict
 
 USUAL_BATCH = 16  # for graphs that take any
-BUCKETS = "buckets"
+LARGEST_OM = 10 * 10**9  # bytes; ais_bench opens none that is larger
 # What ATC's manual allows in a path, with Chinese characters.
 PATH = re.compile(r"[A-Za-z0-9_./\u4e00-\u9fa5-]+")
 
@@ -37,7 +38,7 @@ class Options:
     soc: str
     cann: int
     precision: str | None  # of every graph; None for what suits each
-    length: str | None  # must be that of the graphs
+    length: str | None  # of texts: one or several; None for the graphs' longest
     dynamic: str
     keep: Path | None
     op_precision: Path | None
@@ -85,6 +86,7 @@ def plan(options: Options) -> Plan:
         specs = {name: spec_from_dict(name, values) for name, values in source.content["graphs"].items()}
         named = {name: str(values["file"]) for name, values in source.content["graphs"].items()}
         target, opset, sizes = source.content["target"], int(source.content["opset"]), dict(source.content.get("sizes", {}))
+        longest = int(sizes["length"]) if target in STATIC else 0  # tokens of a text
         source.content["tokenizer"]["file"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -100,11 +102,11 @@ def plan(options: Options) -> Plan:
             f"CANN {options.cann} reads opsets {read[0]} to {read[-1]}, these graphs have {opset}. "
             f"Export them with --opset {min(opset, read[-1])}, or choose another --cann."
         )
-    _check_length(options, sizes)
     files: dict[str, str] = {}
     jobs: list[Job] = []
     names = wanted(options.graphs, options.only, list(specs))
     lists = keep_lists(options.keep, names)
+    lengths = lengths_of([specs[name] for name in names], options.length, longest)
     for name in names:
         model = _model(options, named[name])
         precision = options.precision or usual_precision(specs[name])
@@ -112,12 +114,36 @@ def plan(options: Options) -> Plan:
         if name in lists:
             more += lists[name].option(name, options.graphs / named[name], precision, files)
         form = Form(options.soc, options.cann, precision, options.dynamic, tuple(more), options.external_weight)
-        bound = _bound(options, specs[name], sizes)
-        groups = [[one] for one in bound] if options.dynamic == FIXED else [bound]
-        jobs += [job(specs[name], group, model, form) for group in groups]
+        for length in lengths[name]:
+            # Bound with a name for a number, which leaves the batch as it is written.
+            spec = specs[name].bind(BATCH, length)  # type: ignore[arg-type]
+            bound = _bound(options, spec, sizes, length)
+            groups = [[one] for one in bound] if options.dynamic == FIXED else [bound]
+            jobs += [job(spec, group, model, form, None if length == longest else length) for group in groups]
     for keep in lists.values():
         keep.refuse_unknown(files, [name for name in names if lists.get(name) is keep])
     return Plan(source, options, tuple(jobs), files)
+
+
+def files_of(source: manifest.Manifest, graph: str) -> list[str]:
+    """The files of a graph, as `source` lists them: its own, and that with its weights where it is large."""
+    file = str(source.content["graphs"][graph]["file"])
+    return [name for name in (file, f"{file}.data") if name in source.files]  # the second is where blip-export puts them
+
+
+def too_large(made: Plan) -> list[str]:
+    """A sentence for each graph whose .om ais_bench would refuse for its size, as far as that can be told from its weights:
+    float32 as they are, of which float16 takes half."""
+    said = []
+    precisions = {} if made.options.external_weight else {each.graph: each.entries[0].precision for each in made.jobs}
+    for graph, precision in precisions.items():
+        size = sum(int(made.source.files[name]["bytes"]) for name in files_of(made.source, graph))
+        if (size := size // (1 if precision == ORIGIN else 2)) > LARGEST_OM:
+            said.append(
+                f"The .om of {graph} will hold some {size / 1e9:.1f} GB of weights; ais_bench refuses one of more than "
+                f"{LARGEST_OM / 1e9:.0f} GB. Add --external-weight."
+            )
+    return said
 
 
 def wanted(folder: Path, only: Sequence[str] | None, known: Sequence[str]) -> list[str]:
@@ -132,8 +158,8 @@ def wanted(folder: Path, only: Sequence[str] | None, known: Sequence[str]) -> li
     return [name for name in known if name in only]
 
 
-def _bound(options: Options, spec: GraphSpec, sizes: dict[str, Any]) -> list[GraphSpec]:
-    """`spec` with numbers alone, at each batch asked for, growing."""
+def _bound(options: Options, spec: GraphSpec, sizes: dict[str, Any], length: int) -> list[GraphSpec]:
+    """`spec` with numbers alone, at each batch asked for, growing, and texts of `length` tokens."""
     own = spec.inputs[0].shape[0]
     if isinstance(own, int):
         fixed = int(sizes.get("batchsize", own))
@@ -148,7 +174,7 @@ def _bound(options: Options, spec: GraphSpec, sizes: dict[str, Any]) -> list[Gra
     others = {axis: int(sizes[key]) for axis, key in ((BEAMS, "beams"), (SLOTS, "slots")) if key in sizes}
     each = others.get(BEAMS, 1) if own == BATCH and spec.name in PER_SEQUENCE else 1
     batches = sorted(options.batches or [USUAL_BATCH])
-    return [_complete(spec, spec.bind(batch * each, int(sizes["length"]), **others)) for batch in batches]
+    return [_complete(spec, spec.bind(batch * each, length, **others)) for batch in batches]
 
 
 def _complete(spec: GraphSpec, bound: GraphSpec) -> GraphSpec:
@@ -159,18 +185,6 @@ def _complete(spec: GraphSpec, bound: GraphSpec) -> GraphSpec:
                 f"Export it with --target {ASCEND}."
             )
     return bound
-
-
-def _check_length(options: Options, sizes: dict[str, Any]) -> None:
-    own = sizes.get("length")
-    if options.length is None or options.length == str(own):
-        return
-    if options.length == BUCKETS:
-        raise Misuse(
-            f"--length {BUCKETS} needs graphs whose text axis is open; these were exported for {own} tokens. Export a folder for "
-            "each length with blip-export --length, and convert each."
-        )
-    raise Misuse(f"--length {options.length} was asked, these graphs were exported for {own} tokens. Export them with --length.")
 
 
 def _model(options: Options, file: str) -> str:

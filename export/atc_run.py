@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from export.atc_command import Job
-from export.atc_errors import failure
+from export.atc_call import call, ended_by_sigterm
+from export.atc_errors import SAY
+from export.atc_made import NOTES, WEIGHTS, Finished
 from export.atc_plan import Plan
 from export.atc_script import SCRIPT, script
 from models import manifest
 from models.errors import Misuse, UserError
-from models.om import KIND, SUFFIX, entries, entry_to_dict
+from models.om import KIND, SUFFIX, OmEntry, entries, entry_to_dict
 
 SCRIPTED = "atc"  # the kind of a folder that atc.sh has yet to fill
-WEIGHTS = "weight"  # where ATC puts what --external_weight takes out of an .om
 LITTER = ("kernel_meta*", "fusion_result.json", "check_result.json")  # what ATC leaves where it was called
 
 
 def convert(plan: Plan, out: Path, say: Callable[[str], None]) -> None:
     """Make every .om of `plan` and write `out`.
 
-    Raises UserError when ATC is not installed, fails, or leaves no .om; nothing is left behind then.
+    Raises UserError when ATC is not installed, fails, or leaves no .om. What was finished then, or when SIGTERM or Ctrl-C ends
+    it, is kept for the next run of the same commands; `out` is as it was.
     """
     atc = shutil.which("atc")
     if atc is None:
@@ -36,18 +38,44 @@ def convert(plan: Plan, out: Path, say: Callable[[str], None]) -> None:
             "There is no atc on the PATH. Run `source /usr/local/Ascend/ascend-toolkit/set_env.sh` first, or write the commands "
             "for another host with --script."
         )
-    with manifest.new_folder(out, KIND) as folder:
+    with _private(), ended_by_sigterm(), manifest.new_folder(out, KIND, resumable=True) as folder:
+        finished = Finished(folder, plan, atc)
+        try:
+            made = _make(plan, atc, folder, finished, say)
+        except BaseException as error:
+            finished.sweep()
+            if not finished.notes:
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, UserError):
+                raise UserError(f"{error.message}; {_left(len(finished.notes))}") from error
+            raise
         _write_beside(plan, folder)
-        made = []
-        with tqdm(plan.jobs, "atc", unit=" graphs", disable=None) as bar:
-            for job in bar:
-                bar.set_postfix_str(job.stem)
-                begun = time.monotonic()
-                _call(atc, job, folder)
-                seconds, file = round(time.monotonic() - begun, 1), made_of(job.stem, folder)
-                made += [replace(entry, file=file, seconds=seconds) for entry in job.entries]
-                say(f"{file:<32} {(folder / file).stat().st_size / 1e6:>9.1f} MB {seconds:>8.1f} s")
         _complete(folder, plan.content(made))
+
+
+def _make(plan: Plan, atc: str, folder: Path, finished: Finished, say: Callable[[str], None]) -> list[OmEntry]:
+    """Call ATC for what is not yet finished; returns the entries of all."""
+    made = []
+    _write_lists(plan, folder)
+    with tqdm(plan.jobs, "atc", unit=" graphs", disable=None) as bar:
+        for job in bar:
+            bar.set_postfix_str(job.stem)
+            note, when = finished.note(job), ", of the last run"
+            if note is None:
+                begun = time.monotonic()
+                call(atc, job, folder)
+                file, when = made_of(job.stem, folder), ""
+                note = finished.add(job, file, round(time.monotonic() - begun, 1))
+            made += [replace(entry, file=note.file, seconds=note.seconds) for entry in job.entries]
+            say(f"{note.file:<32} {(folder / note.file).stat().st_size / 1e6:>9.1f} MB {note.seconds:>8.1f} s{when}")
+    return made
+
+
+def _left(count: int) -> str:
+    """What is left of a run that failed."""
+    if not count:
+        return "nothing was written."
+    return f"{count} .om {'file is' if count == 1 else 'files are'} finished and kept: the same command goes on from there."
 
 
 def write_script(plan: Plan, out: Path) -> None:
@@ -59,11 +87,12 @@ def write_script(plan: Plan, out: Path) -> None:
         elif _is(out, KIND):
             mend = f"It is complete: blip-run takes it with --graphs {out}. {mend}"
         raise Misuse(f"{out} holds {held[0]}, which would be lost. {mend}")
-    with manifest.new_folder(out, SCRIPTED) as folder:
+    with _private(), manifest.new_folder(out, SCRIPTED) as folder:
+        _write_lists(plan, folder)
         _write_beside(plan, folder)
         path = folder / SCRIPT
         path.write_text(script(plan), "utf-8")
-        path.chmod(0o755)
+        path.chmod(0o750)
         manifest.write(folder, SCRIPTED, plan.content([entry for job in plan.jobs for entry in job.entries]))
 
 
@@ -74,7 +103,7 @@ def collect(out: Path) -> int:
     """
     found = manifest.read(out, SCRIPTED)
     made = []
-    for entry in entries(found.content):
+    for entry in entries(found.content, out / manifest.NAME):
         stem = entry.file.removesuffix(SUFFIX)
         if wrong := _wrong(stem, out):
             raise UserError(
@@ -82,20 +111,18 @@ def collect(out: Path) -> int:
                 "installed, then --collect again; nothing was written."
             )
         made.append(replace(entry, file=made_of(stem, out)))
-    _complete(out, {**found.content, "oms": [entry_to_dict(entry) for entry in made]})
+    with _private():
+        _complete(out, {**found.content, "oms": [entry_to_dict(entry) for entry in made]})
     return len({entry.file for entry in made})
 
 
 def made_of(stem: str, folder: Path) -> str:
     """The .om that ATC made under `stem`; it may have added the host's system. Raises UserError for none, or an empty one."""
     if wrong := _wrong(stem, folder):
-        raise UserError(
-            f"{stem}: {wrong}, though atc reported success. Is the disk full? See its log in ~/ascend/log, or run it with "
-            "--log=debug; nothing was written."
-        )
+        raise UserError(f"{stem}: {wrong}, though atc reported success. Is the disk full? {SAY}")
     made = _made(stem, folder)[0]
-    for path in (made, *folder.glob("weight/*")):
-        path.chmod(0o640)  # ais_bench takes no file that others may write
+    for path in (made, *folder.glob(f"{WEIGHTS}/*")):
+        path.chmod(0o640)  # a script of another release may have made them
     return made.name
 
 
@@ -121,25 +148,31 @@ def _is(folder: Path, kind: str) -> bool:
     return True
 
 
-def _call(atc: str, job: Job, folder: Path) -> None:
-    command = [atc, *job.argv[1:]]
-    done = subprocess.run(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-    )
-    if done.returncode:
-        raise failure(job.stem, done.returncode, done.stdout)
+@contextmanager
+def _private() -> Iterator[None]:
+    """Files are made 0640 and folders 0750, by ATC too: ais_bench takes none that others may write."""
+    before = os.umask(0o027)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _write_lists(plan: Plan, folder: Path) -> None:
+    """The files that the commands name."""
+    for name, text in plan.files.items():
+        (folder / name).write_text(text, "utf-8")
 
 
 def _write_beside(plan: Plan, folder: Path) -> None:
-    """The vocabulary and the files that the commands name."""
-    for name, text in plan.files.items():
-        (folder / name).write_text(text, "utf-8")
+    """The vocabulary."""
     for name in plan.tokenizer:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(plan.source.folder / name, folder / name)
 
 
 def _complete(folder: Path, content: Mapping[str, Any]) -> None:
+    (folder / NOTES).unlink(missing_ok=True)
     for path in (path for pattern in LITTER for path in folder.glob(pattern)):
         if path.is_dir():
             shutil.rmtree(path)

@@ -6,7 +6,7 @@ from string import Template
 
 from export.atc_command import Job, shell
 from export.atc_errors import SHELL_KILLED
-from export.atc_plan import Plan
+from export.atc_plan import Plan, files_of
 
 SCRIPT = "atc.sh"
 
@@ -17,6 +17,7 @@ HEAD = Template("""\
 #   source /usr/local/Ascend/ascend-toolkit/set_env.sh && bash atc.sh
 # Stops at the first graph that fails. Beside each .om the same names stand as blip-atc would give them.
 set -euo pipefail
+umask 027 # ais_bench refuses files that others may write
 cd "$$(dirname "$$0")"
 
 total=$total
@@ -65,6 +66,6 @@ def script(plan: Plan) -> str:
 
 
 def _call(job: Job, plan: Plan) -> str:
-    beside = f"{plan.source.content['graphs'][job.graph]['file']}.data"  # where blip-export puts the weights of a large graph
-    files = [job.model, f"{job.model}.data"] if beside in plan.source.files else [job.model]
+    folder = job.model.rpartition("/")[0] or "."
+    files = [f"{folder}/{name}" for name in files_of(plan.source, job.graph)]
     return f"convert {job.stem} {shell(files)} \\\n    " + shell(job.argv, " \\\n    ") + "\n"

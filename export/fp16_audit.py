@@ -1,7 +1,8 @@
 """What float16 would do to graphs: which tensors it cannot hold, how far the outputs move, and what must stay in float32.
 
-An operation stays in float32 when it makes or reads a value beyond 65504, which float16 turns into infinity, and infinity minus
-infinity or times 0 into NaN. Large activations squared within a norm are the common case. ATC takes the list as --keep_dtype.
+An operation stays in float32 when it makes or reads a value that float16 rounds to infinity, and infinity minus infinity or times
+0 to NaN. Large activations squared within a norm are the common case. Rarer is a divisor that becomes 0, with the eps that guards
+it: where an output is infinite for that, what makes and reads it stays in float32 too. ATC takes the list as --keep_dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import onnx
 
 from export.atc_precision import AUDIT, KEPT_OF_GRAPH
-from export.half import Feeds, Seen, observe, run, simulate
+from export.cann import ORIGIN
+from export.half import Feeds, Seen, exploding, observe, run, simulate
 
 LISTED = 10  # of the largest tensors, in the record
 FOLDER = "fp16"
@@ -31,6 +33,7 @@ class Accuracy:
     output: str
     half: float  # all in float16
     kept: float  # but for the operations that stay in float32
+    exact: bool = True  # whether float32's own is finite
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,18 @@ class Audit:
     accuracy: tuple[Accuracy, ...]
 
     def lines(self) -> list[str]:
-        """A row for each output, under HEADER."""
+        """A row for each output, under HEADER; and a sentence for each that nothing helps."""
         kept = f"{len(self.keep)} of {self.nodes} operations"
         return [
             f"{self.graph:<16} {row.output:<18} {row.half:>9.1e} {row.kept:>9.1e}  {len(self.overflowing):>8}  {kept}"
             for row in self.accuracy
+        ] + [
+            f"{row.output} of {self.graph} is infinite or NaN in float16 with these kept. Convert that graph with blip-atc "
+            f"--only {self.graph} --precision {ORIGIN}."
+            if row.exact
+            else f"{row.output} of {self.graph} is infinite or NaN in float32 too: look at the checkpoint, and at the pictures."
+            for row in self.accuracy
+            if not math.isfinite(row.kept)
         ]
 
     def record(self) -> dict[str, Any]:
@@ -67,7 +77,13 @@ def audit(graph: str, path: Path, feeds: Sequence[Feeds]) -> Audit:
     outputs = [value.name for value in model.graph.output]
     exact, half = list(run(model, path, outputs, feeds)), simulate(path, feeds)
     kept = simulate(path, feeds, keep) if keep else half
-    accuracy = [Accuracy(name, _worst(half, exact, at), _worst(kept, exact, at)) for at, name in enumerate(outputs)]
+    while not _finite_all(kept) and (more := [name for name in exploding(path, feeds, keep) if name not in keep]):
+        keep = [node.name for node in model.graph.node if node.name in {*keep, *more}]
+        kept = simulate(path, feeds, keep)
+    accuracy = [
+        Accuracy(name, _worst(half, exact, at), _worst(kept, exact, at), all(np.isfinite(values[at]).all() for values in exact))
+        for at, name in enumerate(outputs)
+    ]
     results = [each for each in seen if each.node]
     return Audit(
         graph,
@@ -95,6 +111,10 @@ def write_lists(folder: Path, audits: Sequence[Audit]) -> None:
         if each.keep:
             (out / f"{each.graph}{KEPT_OF_GRAPH}").write_text("".join(f"{name}\n" for name in each.keep), "utf-8")
     (out / AUDIT).write_text(json.dumps([each.record() for each in audits], indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+def _finite_all(found: Sequence[Sequence[np.ndarray]]) -> bool:
+    return all(np.isfinite(value).all() for values in found for value in values)
 
 
 def _finite(value: Any) -> Any:

@@ -10,14 +10,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-LARGEST = 65504.0  # of float16
-SMALLEST = 2.0**-24  # above 0; half of it and less is rounded to 0
+from export.lint_numbers import LARGEST, VANISHING
+
+INFINITE = LARGEST + 16  # halfway to what would come next: from there on float16 rounds to infinity, below it to LARGEST
 AT_ONCE = 200  # tensors that are looked at in one run: all of a large graph would fill the memory
 
 Feeds = Mapping[str, np.ndarray]
@@ -33,7 +35,7 @@ class Seen:
     op: str
     largest: float  # magnitude; NaN and infinity count as infinity
     smallest: float  # magnitude above 0; infinity where there is none
-    overflow: int  # values that float16 does not hold
+    overflow: int  # values that float16 makes infinite, from INFINITE on
     underflow: float  # share of the values above 0 that become 0
 
     @property
@@ -66,6 +68,49 @@ def simulate(path: Path, feeds: Sequence[Feeds], kept: Collection[str] = ()) -> 
     model = onnx.load(path, load_external_data=False)
     rounded(model, kept)
     return list(run(model, path, [value.name for value in model.graph.output], feeds))
+
+
+def exploding(path: Path, feeds: Sequence[Feeds], kept: Collection[str] = ()) -> list[str]:
+    """The nodes at which `simulate` leaves the numbers, and those that lead there.
+
+    The first are nodes that read numbers and give infinity or NaN: a division by what has become 0. The others made that 0 out of
+    what float32 holds: back from there, every node whose result has zeros that float32 does not have. In the graph's order.
+    """
+    model, half = (onnx.load(path, load_external_data=False) for _ in range(2))
+    rounded(half, kept)
+    floats = float_tensors(model)
+    made = [name for node in model.graph.node for name in node.output if name in floats]
+    exact, found = _kinds(model, path, made, feeds), _kinds(half, path, made, feeds)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    gone = {name for name in made if found[name].zeros > exact[name].zeros}
+    broken = {name for name in made if found[name].beyond > exact[name].beyond}
+    left = [makers[name] for name in broken if not broken & set(makers[name].input)]
+    names: set[str] = set()
+    while left:
+        node = left.pop()
+        if node.name not in names:
+            names.add(node.name)
+            left += [makers[name] for name in node.input if name in gone]
+    return [node.name for node in model.graph.node if node.name in names]
+
+
+class _Kinds(NamedTuple):
+    """How many values of a tensor are 0, and how many are infinite or no number."""
+
+    zeros: int
+    beyond: int
+
+
+def _kinds(model: onnx.ModelProto, path: Path, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, _Kinds]:
+    found = dict.fromkeys(names, _Kinds(0, 0))
+    for start in range(0, len(names), AT_ONCE):
+        part = names[start : start + AT_ONCE]
+        for values in run(_watching(model, part), path, part, feeds):
+            for name, value in zip(part, values, strict=True):
+                before = found[name]
+                zeros, beyond = np.count_nonzero(value == 0), np.count_nonzero(~np.isfinite(value))
+                found[name] = _Kinds(before.zeros + int(zeros), before.beyond + int(beyond))
+    return found
 
 
 def rounded(model: onnx.ModelProto, kept: Collection[str]) -> None:
@@ -143,14 +188,19 @@ def _rounding(source: str, result: str) -> list[NodeProto]:
 
 
 def _observed(model: onnx.ModelProto, path: Path, made: Sequence[tuple[NodeProto, str]], feeds: Sequence[Feeds]) -> list[Seen]:
-    watched = onnx.ModelProto.FromString(model.SerializeToString())
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for _, name in made)
     names = [name for _, name in made]
     found = [(0.0, float("inf"), 0, 0, 0)] * len(made)
-    for values in run(watched, path, names, feeds):
+    for values in run(_watching(model, names), path, names, feeds):
         found = [_joined(before, _counted(value)) for before, value in zip(found, values, strict=True)]
     return [_seen(name, node.name, node.op_type, counts) for (node, name), counts in zip(made, found, strict=True)]
+
+
+def _watching(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy that gives these results."""
+    watched = onnx.ModelProto.FromString(model.SerializeToString())
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return watched
 
 
 def _counted(values: np.ndarray) -> Counts:
@@ -159,8 +209,7 @@ def _counted(values: np.ndarray) -> Counts:
     above = sizes[sizes > 0]
     if not len(above):
         return 0.0, float("inf"), 0, 0, 0
-    # Between the largest and 65520 float16 rounds down: only beyond that it is infinite.
-    overflow, underflow = np.count_nonzero(above >= 65520.0), np.count_nonzero(above <= SMALLEST / 2)
+    overflow, underflow = np.count_nonzero(above >= INFINITE), np.count_nonzero(above <= VANISHING)
     return float(above.max()), float(above.min()), int(overflow), int(underflow), len(above)
 
 

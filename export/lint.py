@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from export import lint_files, lint_numbers, lint_rules
 from export.atc_plan import wanted
 from export.cann import RELEASES
+from export.lengths import lengths_of
 from export.lint_rules import Asked, Case, Rule
 from export.op_table import OpTable, read_table
 from export.sizes import Sizes
@@ -39,6 +40,7 @@ RULES: dict[str, Rule] = {
     "batch-axis": lint_rules.batch_axis,
     "static": lint_rules.static,
     "int64": lint_rules.int64,
+    "float64": lint_rules.float64,
     "fp16": lint_numbers.fp16,
     "external-data": lint_files.external_data,
     "file-name": lint_files.file_name,
@@ -55,7 +57,12 @@ class Finding:
 
 
 def lint_folder(
-    folder: Path, cann: int, batches: Sequence[int], table: OpTable | None = None, only: Sequence[str] | None = None
+    folder: Path,
+    cann: int,
+    batches: Sequence[int],
+    table: OpTable | None = None,
+    only: Sequence[str] | None = None,
+    length: str | None = None,
 ) -> list[Finding]:
     """What ATC of CANN `cann` (6, 7 or 8) would not take of a graphs/ folder, in the order of its graphs.
 
@@ -63,10 +70,11 @@ def lint_folder(
         batches: the batch sizes that graphs with an open batch "B" are to be converted for; fixed graphs have their own.
         table: in place of export/atc_ops.txt.
         only: graphs by name; None for all.
+        length: of texts, as blip-atc --length takes it; None for the graphs' longest.
 
     Raises:
         UserError: when the folder is not complete, or a file in it is no ONNX file.
-        Misuse: for another CANN, for no batch, and for a graph that is not there.
+        Misuse: for another CANN, for no batch, for a graph that is not there, and for lengths that it cannot have.
     """
     content = manifest.read(folder, "graphs").content
     table, found = table or read_table(), []
@@ -78,8 +86,11 @@ def lint_folder(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The manifest of {folder} is damaged: {error!r}. Write the graphs again with blip-export.") from error
     others = {letter: fixed[name] for name, letter in (("beams", BEAMS), ("slots", SLOTS)) if name in fixed}
-    for file, spec in (written[name] for name in wanted(folder, only, list(written))):
-        sizes = [Sizes(batch, fixed["length"], others) for batch in batches] if "length" in fixed else []
+    chosen = {name: written[name] for name in wanted(folder, only, list(written))}
+    longest = fixed.get("length")  # None for other targets, whose open axes are found
+    lengths = lengths_of([spec for _, spec in chosen.values()], length, longest) if longest else {}
+    for name, (file, spec) in chosen.items():
+        sizes = [Sizes(batch, tokens, others) for tokens in lengths.get(name, ()) for batch in batches]
         found += lint_model(file, spec, cann, sizes, table)
     return found
 
@@ -91,7 +102,8 @@ def lint_model(
 
     Args:
         spec: what the graph is to be, as its manifest says it.
-        sizes: of the axes that are letters in `spec`, one for each batch that it is to be converted for; () if there are none.
+        sizes: of the axes that are letters in `spec`, one for each batch and length that it is to be converted for; () if there
+            are none.
 
     Raises as `lint_folder` does.
     """

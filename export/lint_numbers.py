@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +13,40 @@ from export.lint_files import place
 from export.lint_rules import Case
 from export.static_shapes import graphs_in, named
 
-LARGEST = 65504.0
-VANISHING = 2.0**-25  # half of the smallest number above 0; it and all below become 0
+LARGEST = 65504.0  # of fp16
+VANISHING = 2.0**-25  # half of its smallest number above 0; it and all below become 0
+MASK = "A mask of -10000 does the same."
+INTEGERS = (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64)
+# Operators that pass whole numbers on, and the inputs that they are read from: a size or a place, such as the end of a Slice,
+# is none of them. None: all.
+PASSING: dict[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(("Cast", "Expand", "Flatten", "Gather", "Identity", "Neg", "Pad", "Reshape"), (0,)),
+    **dict.fromkeys(("Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"), (0,)),
+    **dict.fromkeys(("Add", "Concat", "Max", "Min", "Mul", "Sub")),
+    "Where": (1, 2),
+}
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 CHUNK = 2**24  # elements of a weight that are looked at together
 
 
 def fp16(case: Case) -> Iterator[str]:
-    """No constant, mask value or weight beyond fp16: it becomes infinite, and a row of a mask that is all -inf becomes NaN. And
-    none that is 0 there and not here, such as the 1e-12 that guards a division."""
+    """No constant, mask value or weight beyond fp16: it becomes infinite, and a row of a mask that is all -inf becomes NaN; nor a
+    whole number that a Cast makes such a value of. And none that is 0 there and not here, such as the 1e-12 that guards a
+    division."""
     for graph in graphs_in(case.model.graph):
         readers = _readers(graph)
         for name, tensor in _constants(graph):
-            if tensor.data_type not in FLOATS:
+            if tensor.data_type not in (*FLOATS, *INTEGERS):
                 continue
-            largest = _largest(tensor, case.file)
             users = readers.get(name, [])
             said = f"the constant {name!r} of {', '.join(map(named, users[:2])) or 'no node'}"
+            largest = _largest(tensor, case.file)
+            if tensor.data_type in INTEGERS:
+                if largest > LARGEST and (cast := _cast(name, readers)) is not None:
+                    yield f"{said} holds {largest:.6g}, of which {named(cast)} makes a float beyond fp16's {LARGEST:.0f}. {MASK}"
+                continue
             if not largest <= LARGEST:  # NaN too
-                yield f"{said} holds {largest:.6g}, beyond fp16's {LARGEST:.0f}. A mask of -10000 does the same."
+                yield f"{said} holds {largest:.6g}, beyond fp16's {LARGEST:.0f}. {MASK}"
             elif 0 < largest <= VANISHING and not (users and all(_is_norm(graph, node, name) for node in users)):
                 yield f"{said} is {largest:.3g}, which is 0 in fp16. Take 1e-6, or keep the node in float32 (--keep_dtype)."
 
@@ -45,6 +60,9 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
             elif node.op_type == "Constant" and attribute.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.FLOATS):
                 numbers = [attribute.f] if attribute.type == onnx.AttributeProto.FLOAT else list(attribute.floats)
                 yield node.output[0], numpy_helper.from_array(np.array(numbers, np.float32))
+            elif node.op_type == "Constant" and attribute.type in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS):
+                whole = [attribute.i] if attribute.type == onnx.AttributeProto.INT else list(attribute.ints)
+                yield node.output[0], numpy_helper.from_array(np.array(whole, np.int64))
 
 
 def _largest(tensor: TensorProto, file: Path | None) -> float:
@@ -64,6 +82,21 @@ def _largest(tensor: TensorProto, file: Path | None) -> float:
         if np.isnan(largest):
             break
     return largest
+
+
+def _cast(name: str, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> onnx.NodeProto | None:
+    """The Cast to floating point that the whole numbers in `name` come to, as they are or computed with; None for none."""
+    seen, left = {name}, [name]
+    while left:
+        read = left.pop()
+        for node in readers.get(read, []):
+            if node.op_type == "Cast" and any(a.name == "to" and a.i in FLOATS for a in node.attribute):
+                return node
+            places = PASSING.get(node.op_type, ())
+            if any(at == read and (places is None or n in places) for n, at in enumerate(node.input)):
+                left += [made for made in node.output if made not in seen]
+                seen.update(node.output)
+    return None
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:

@@ -34,7 +34,7 @@ NO_NUMBERS = {TensorProto.STRING: "strings", TensorProto.COMPLEX64: "complex num
 
 @dataclass(frozen=True)
 class Asked:
-    """The graph at one batch."""
+    """The graph at one batch and one text length."""
 
     spec: GraphSpec
     found: Resolved
@@ -45,7 +45,7 @@ class Case:
     """A graph and all that is asked of it."""
 
     model: onnx.ModelProto  # without the weights that lie beside it
-    spec: GraphSpec  # as it is written down; its batch may be a letter
+    spec: GraphSpec  # as it is written down; its batch and its text length may be letters
     cann: int
     table: OpTable
     file: Path | None  # of the graph
@@ -167,7 +167,7 @@ def static(case: Case) -> Iterator[str]:
     for at in case.asked:
         said = list(_open_axes(at))
         yield from said
-        if said:  # at another batch it is the same again
+        if said:  # at another batch or length it is the same again
             return
 
 
@@ -181,6 +181,19 @@ def int64(case: Case) -> Iterator[str]:
             shape = [axis or 0 for axis in value.shape or ()]
             if node.op_type in PRODUCTS or math.prod(shape) > LARGE:
                 yield f"{value.node} computes {math.prod(shape):,} numbers {shape} in int64. Cast to float32 before it."
+
+
+def float64(case: Case) -> Iterator[str]:
+    """The chip has no arithmetic in float64; what is only moved, or cast at once, may be there."""
+    edges = {v.name: v.type.tensor_type.elem_type for v in _declared(case.model.graph)}
+    for at in case.asked[:1]:
+        edges |= {name: value.dtype for name, value in at.found.values.items()}
+    for graph in graphs_in(case.model.graph):
+        edges |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in case.nodes():
+        wide = [name for name in (*node.input, *node.output) if edges.get(name) == TensorProto.DOUBLE]
+        if wide and node.op_type not in (*MOVING, "Constant", "ConstantOfShape"):
+            yield f"{named(node)} computes with {wide[0]!r} in float64. Cast to float32 before it."
 
 
 def _open_axes(at: Asked) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from models.errors import UserError
 
 FILE = Path(__file__).with_name("atc_ops.txt")
-_OPSETS = re.compile(r"\*|\d+(-\d+)?(,\d+(-\d+)?)*")
+_OPSETS = re.compile(r"\*|\d{1,2}(-\d{1,2})?(,\d{1,2}(-\d{1,2})?)*")
 _ANY = range(1, 100)
 
 
@@ -40,13 +40,14 @@ def read_table(file: Path = FILE) -> OpTable:
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The list of ATC's operators {file} cannot be read: {error}.") from error
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"The list of ATC's operators {file} cannot be read: {said.lower()}.") from error
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         opsets, names = words[0], words[1:]
-        if not names or not _OPSETS.fullmatch(opsets):
+        if not names or not _OPSETS.fullmatch(opsets) or not _read(opsets):
             raise UserError(f"{file}, line {number}: expected opsets and names, as in '8-9,11-18 Upsample', found {line!r}.")
         for name in names:
             found[name] = found.get(name, frozenset()) | _read(opsets)

@@ -27,10 +27,10 @@ class Sizes(NamedTuple):
         """The graph with its axes set to these."""
         return spec.bind(self.batch, self.length, **self.others)
 
-    def opened(self, spec: GraphSpec) -> GraphSpec:
-        """The same with its batch left open."""
-        # Bound with a name for a number, which leaves the axes that depend on the batch as they are written.
-        return spec.bind(BATCH, self.length, **self.others)  # type: ignore[arg-type]
+    def opened(self, spec: GraphSpec, texts: bool = False) -> GraphSpec:
+        """The same with its batch left open, and with `texts` the length of its texts too."""
+        # Bound with a name for a number, which leaves the axes that depend on it as they are written.
+        return spec.bind(BATCH, LENGTH if texts else self.length, **self.others)  # type: ignore[arg-type]
 
     def shown(self, spec: GraphSpec) -> str:
         """The sizes of the axes that the graph has, where these are not numbers: (3, 12) of batch and text, (B3 L1 P4)."""

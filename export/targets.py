@@ -4,7 +4,9 @@ from __future__ import annotations
 
 ORT, ATC, ASCEND = "ort", "atc", "ascend"
 TARGETS = (ORT, ATC, ASCEND)
-STATIC = (ATC, ASCEND)  # all axes fixed, in ASCEND but the batch, which blip-atc fixes; buffers that the caller fills
+# All axes fixed, in ASCEND but the batch, and with OPEN the text's too, which blip-atc fixes; buffers that the caller fills.
+STATIC = (ATC, ASCEND)
+OPEN = "open"  # in place of a text length
 # 13 is read by every CANN release from 5.0.4 on, 17 from CANN 7 on; 18 is what the dynamo exporter builds.
 DEFAULT_OPSET = {ORT: 18, ATC: 13, ASCEND: 17}
 OPSETS = {ORT: range(18, 24), ATC: range(11, 19), ASCEND: range(11, 19)}

@@ -1,8 +1,9 @@
 """A module and its GraphSpec to one checked ONNX file.
 
 From the same modules. `ort`: batch and text length dynamic, torch's dynamo exporter, opset 18. `atc`: all axes fixed, the
-TorchScript exporter, which alone honours the opsets that ATC reads (the dynamo exporter, asked for 13, warns and writes
-18). `ascend`: the same with the batch left open. All leave the weights out; export/weights.py puts them in at the end.
+TorchScript exporter, which alone honours the opsets that ATC reads (the dynamo exporter, asked for 13, warns and writes 18).
+`ascend`: the same with the batch left open, and the text length if asked. All leave the weights out; export/weights.py puts
+them in at the end.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def write_onnx(
     """Export `module`, simplify, check against `spec`, write `path`; returns the number of nodes.
 
     Args:
-        spec: symbolic axes stay dynamic (target ascend: the batch alone); fixed axes must be those of `inputs`.
+        spec: symbolic axes stay dynamic; fixed axes must be those of `inputs`.
         inputs: example inputs by name; their shapes matter, and their values only as far as they are possible.
         opset: what is asked, read back from the file and compared.
         rewrites: of export.targets.REWRITES, for the static targets.

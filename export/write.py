@@ -13,7 +13,7 @@ from export import fp16_audit, sizes
 from export.calibration import feeds_for, read_pictures
 from export.fp16_audit import Audit, audit, write_lists
 from export.graphs import module_for
-from export.parity import Parity, bound_of, cases_for, measure, refuse_beyond
+from export.parity import Parity, bound_of, cases_for, cases_opened, measure, refuse_beyond
 from export.random_scene import Model
 from export.sizes import Sizes
 from export.targets import ASCEND, STATIC
@@ -51,6 +51,7 @@ class Options:
     rewrites: Sequence[str] = ()  # of export.targets.REWRITES, of a static graph
     audit: bool = False  # whether float16 is tried on static graphs
     calibration: Path | None = None  # pictures for it
+    open_length: bool = False  # whether texts of graphs for ASCEND may have any length up to protocol.max_length
 
     @property
     def is_static(self) -> bool:
@@ -127,7 +128,8 @@ def _write_one(
         fixed = sizes.of_graph(fixed, spec.name)
         example, cases = fixed.bind(spec), [fixed] * 2
         if options.target == ASCEND:
-            spec, cases = fixed.opened(spec), [fixed, fixed._replace(batch=3 * fixed.batch)]
+            spec = fixed.opened(spec, options.open_length)
+            cases = cases_opened(spec, fixed)
         else:
             spec = example
     else:

@@ -1,13 +1,15 @@
-"""The om/ folder: what Ascend's converter made of each graph, at which batch, and the command that made it. Imports no torch.
+"""The om/ folder: what Ascend's converter made of each graph, at which batch and text length, and the command that made it.
+Imports no torch.
 
-Its manifest (kind "om") is that of graphs/ with target "om" and, for every .om, an entry: a graph at one batch. An .om that
-was made for several batches stands there once for each of them.
+Its manifest (kind "om") is that of graphs/ with target "om" and, for every .om, an entry: a graph at one batch and length. An
+.om that was made for several batches stands there once for each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
@@ -22,7 +24,8 @@ DYNAMIC = (FIXED, DYNAMIC_BATCH, DYNAMIC_DIMS)
 
 @dataclass(frozen=True)
 class OmEntry:
-    """A graph at one batch. Its `spec` has numbers alone, and the dtypes that the .om is fed with and returns."""
+    """A graph at one batch and one length of its texts. Its `spec` has numbers alone, and the dtypes that the .om is fed with and
+    returns."""
 
     graph: str
     batch: int  # rows of the first axis of its first input
@@ -33,15 +36,22 @@ class OmEntry:
     dynamic: str = FIXED  # one of DYNAMIC
     seconds: float | None = None  # that the conversion took; None when another machine did it
 
+    @property
+    def length(self) -> int | None:
+        """Tokens of each text; None for a graph that reads none, or one word at a time."""
+        return next((int(t.shape[-1]) for t in self.spec.inputs if t.name == "text_atten_mask"), None)
 
-def om_stem(graph: str, batch: int) -> str:
-    """Name of the .om of `graph` at `batch`, without the suffix: text_embed_bs16."""
-    return f"{graph}_bs{batch}"
+
+def om_stem(graph: str, batch: int, length: int | None = None) -> str:
+    """Name of the .om of `graph` at `batch`, without the suffix: text_embed_bs16, and for texts of another `length` than the
+    graph's longest text_embed_bs16_len8."""
+    return om_stem_of(graph, [batch], length)
 
 
-def om_stem_of(graph: str, batches: list[int]) -> str:
+def om_stem_of(graph: str, batches: list[int], length: int | None = None) -> str:
     """The same for an .om that takes several batches: text_embed_bs1to16."""
-    return om_stem(graph, batches[0]) + (f"to{batches[-1]}" if len(batches) > 1 else "")
+    several, shorter = f"to{batches[-1]}" if len(batches) > 1 else "", "" if length is None else f"_len{length}"
+    return f"{graph}_bs{batches[0]}{several}{shorter}"
 
 
 def entry_to_dict(entry: OmEntry) -> dict[str, Any]:
@@ -49,6 +59,7 @@ def entry_to_dict(entry: OmEntry) -> dict[str, Any]:
     return {
         "graph": entry.graph,
         "batch": entry.batch,
+        "length": entry.length,
         "file": entry.file,
         **spec_to_dict(entry.spec),
         "precision": entry.precision,
@@ -58,16 +69,18 @@ def entry_to_dict(entry: OmEntry) -> dict[str, Any]:
     }
 
 
-def entries(content: Mapping[str, Any]) -> list[OmEntry]:
-    """Every entry of an om/ manifest, by graph and batch. Raises UserError when it is not that form."""
+def entries(content: Mapping[str, Any], file: Path | None = None) -> list[OmEntry]:
+    """Every entry of an om/ manifest, by graph, batch and text length. Raises UserError, which names `file`, when it is not that
+    form."""
+    named = file or "The om manifest"
     try:
         found = [_entry(values) for values in content["oms"]]
         known = set(content["graphs"])
     except (KeyError, TypeError, ValueError, UserError) as error:
-        raise UserError(f"The om manifest lacks or garbles {error}. Write the folder again with blip-atc.") from error
+        raise UserError(f"{named} lacks or garbles {error}. Write the folder again with blip-atc.") from error
     if strange := sorted({entry.graph for entry in found} - known):
-        raise UserError(f"The om manifest has no graph {strange[0]!r} for its .om. Write the folder again with blip-atc.")
-    return sorted(found, key=lambda entry: (list(content["graphs"]).index(entry.graph), entry.batch))
+        raise UserError(f"{named} has no graph {strange[0]!r} for its .om. Write the folder again with blip-atc.")
+    return sorted(found, key=lambda entry: (list(content["graphs"]).index(entry.graph), entry.batch, entry.length or 0))
 
 
 def _entry(values: dict[str, Any]) -> OmEntry:
@@ -80,6 +93,9 @@ def _entry(values: dict[str, Any]) -> OmEntry:
     if not spec.inputs or not all(isinstance(size, int) for t in spec.inputs + spec.outputs for size in t.shape):
         raise ValueError(f"the shapes of {spec.name!r}")
     file, command = str(values["file"]), tuple(str(part) for part in values["command"])
-    return OmEntry(
+    entry = OmEntry(
         spec.name, batch, file, spec, command, str(values["precision"]), dynamic, None if seconds is None else float(seconds)
     )
+    if values.get("length", entry.length) != entry.length:
+        raise ValueError(f"the text length {values['length']!r}")
+    return entry

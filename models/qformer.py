@@ -108,11 +108,12 @@ class QformerBert(nn.Module):
         """Queries and text together, each seeing the other: the queries' states (B, Q, D).
 
         Args:
-            tokens: (B, Q, D) query tokens.
+            tokens: (B, Q, D) query tokens, as many as the model has.
             ids, mask: (B, L) int64; mask is 1 on text and 0 on padding.
             image: keys and values as `image_kv` gives them; with `shared` of one picture (P = 1) that all B look at.
         """
-        count = tokens.shape[1]
+        # A number, not tokens.shape[1]: traced that is a tensor, and what F.pad makes of it the simplifier folds wrongly.
+        count = self.cfg.queries
         x = torch.cat([self.queries(tokens), self.embeddings(ids)], dim=1)  # (B, Q + L, D)
         bias = F.pad(bias_of(mask), (count, 0))  # (B, 1, 1, Q + L)
         last = self.cfg.depth - 1

@@ -20,6 +20,7 @@ import numpy as np
 
 from models.errors import UserError
 from models.spec import GraphSpec, TensorSpec
+from runtime.batches import slices
 
 PADDING = "padding_infer_fake_file"  # what ais_bench calls a row that fills a batch
 SUMMARY = "_summary.json"
@@ -27,6 +28,8 @@ OLD_SUMMARY = "sumary.json"  # as it was spelt
 SUFFIX = ".bin"
 HALF, FLOAT = np.dtype("float16"), np.dtype("float32")
 AGAIN = "Remove the folder and run the graph again."
+YES = ("yes", "true", "t", "y", "1")  # how ais_bench is told so
+ROWS = 4096  # of an output, held at a time
 
 
 class BinFiles:
@@ -53,6 +56,17 @@ class BinFiles:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
+    def refuse_nan(self, name: str) -> None:
+        """Raise UserError, with the file's name, when there is NaN or infinity in this output, called `name`."""
+        for part in slices(0, len(self), ROWS):
+            finite = np.isfinite(self[part]).reshape(part.stop - part.start, -1).all(axis=1)
+            if not finite.all():
+                path = self.paths[(part.start + int(finite.argmin())) // self.rows]
+                raise UserError(
+                    f"{path} holds NaN or infinity: {path.parent.name} gave it in {name}, and nothing can be ranked by it. Check "
+                    "the checkpoint, and the precision of the graphs."
+                )
+
 
 @dataclass(frozen=True)
 class Part:
@@ -76,9 +90,9 @@ class Part:
     def runs(self) -> int | None:
         """How often the graph ran, without what --loop repeats; None when the summary does not tell."""
         count = self.said.get("NPU_compute_time", {}).get("count")
-        if not isinstance(count, int) or self.option("--pipeline"):
+        if not isinstance(count, int) or (self.option("--pipeline") or "").lower() in YES:
             return None
-        loop = int(self.option("--loop", "-l") or 1)
+        loop = max(1, int(self.option("--loop", "-l") or 1))
         return None if count % loop else count // loop
 
     def seconds(self) -> float:
@@ -87,7 +101,7 @@ class Part:
         return float(times.get("mean", 0.0)) * int(times.get("count", 0)) / 1000
 
 
-def read_folder(folder: Path, spec: GraphSpec, samples: int, stems: Sequence[str]) -> dict[str, BinFiles]:
+def read_folder(folder: Path, spec: GraphSpec, samples: int, stems: Sequence[str], sources: Sequence[str]) -> dict[str, BinFiles]:
     """The outputs of a graph for all samples, by name, in the order of `stems`; float16 becomes float32.
 
     Args:
@@ -95,6 +109,7 @@ def read_folder(folder: Path, spec: GraphSpec, samples: int, stems: Sequence[str
         spec: of the .om that ran, every axis a number, the first of its first input the batch.
         samples: rows wanted. With as many `stems` a file has one row; with fewer it has a whole batch, the last one padded.
         stems: names without suffix of the files of every input, in the order of the samples.
+        sources: what the folder of each input's files is called, in the order of the spec's inputs.
 
     Raises UserError, with the file's name, when one is missing, is of no sample, has other bytes than it must have, or was made
     of inputs that do not belong together; and when ais_bench did not end.
@@ -105,7 +120,7 @@ def read_folder(folder: Path, spec: GraphSpec, samples: int, stems: Sequence[str
         raise ValueError(f"{len(stems)} files of {rows} rows are not {samples} samples")
     wanted, found = set(stems), dict[str, list[Path]]()
     for part in parts(folder):
-        made = _made(part, spec, wanted)
+        made = _made(part, spec, wanted, sources)
         _check_runs(part, spec, len(made), batch // rows)
         _check_surplus(part, made)
         found = made | found  # without --divide_input each device of today does all samples
@@ -152,7 +167,7 @@ def _part(folder: Path) -> Part:
     return part
 
 
-def _made(part: Part, spec: GraphSpec, wanted: set[str]) -> dict[str, list[Path]]:
+def _made(part: Part, spec: GraphSpec, wanted: set[str], sources: Sequence[str]) -> dict[str, list[Path]]:
     """The files of each stem, one per output."""
     found: dict[str, list[Path]] = {}
     for fed, given in part.samples():
@@ -173,6 +188,12 @@ def _made(part: Part, spec: GraphSpec, wanted: set[str]) -> dict[str, list[Path]
                 raise UserError(
                     f"{part.summary}: {fed[0]} went with {name}, so this and all that follow are shifted: {lacking} was "
                     "missing, or a file too many stood before it. Give all folders files of the same names, and run it again."
+                )
+        for tensor, source, name in zip(spec.inputs, sources, fed, strict=True):
+            if Path(name).parent.name != source:
+                raise UserError(
+                    f"{part.summary}: {tensor.name} of {spec.name} was fed {name}; expected the files of a folder {source}. Give "
+                    f"--input the folders in this order: {', '.join(sources)}. {AGAIN}"
                 )
         expected = [f"{stem}_{number}{SUFFIX}" for number in range(len(spec.outputs))]
         names = [Path(name).name for name in given]

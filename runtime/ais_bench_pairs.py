@@ -8,7 +8,6 @@ copied once for each picture where it does not. P pairs, L tokens.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import shutil
@@ -25,11 +24,10 @@ from models import manifest
 from models.errors import Misuse, UserError
 from models.spec import TensorSpec
 from preprocess.dataset import RetrievalData
-from preprocess.tensors import FILE_MODE, FILES, FOLDER_MODE, PACKED, Writer, open_tensor, stems
-from runtime.ais_bench import SUFFIX, BinFiles
+from preprocess.tensors import FILE_MODE, FOLDER_MODE, PACKED, Writer, open_tensor
+from runtime.ais_bench import SUFFIX, BinFiles, parts
+from runtime.ais_bench_batches import chunks, named, tag_of, too_many
 from runtime.ais_bench_run import IMAGE_KV, ITM, MOST_FILES, PAIRS, AisRun, read_run, size
-from runtime.batches import slices
-from runtime.embed import refuse_nan
 from runtime.plan import Plan, plan_pairs
 from runtime.rerank import itm_ids
 
@@ -45,7 +43,7 @@ class Options:
     data: Path
     ais_bench: Path  # what ais_bench wrote of the first stage
     out: Path | None  # None: beside it
-    k_test: int | None  # None takes the model's
+    k_test: int | None  # None takes that of the script
     rows: int | None  # None takes the batch of itm_cached
 
 
@@ -58,35 +56,32 @@ def write_pairs(options: Options, say: Callable[[str], None]) -> Path:
     run = read_run(options.ais_bench)
     data = run.open_data(options.data)
     image_embed, text_embed = run.embeddings(data)
-    for name, values in (("image_embed", image_embed), ("text_embed", text_embed)):
-        refuse_nan(name, values[:])
     kv = run.outputs(IMAGE_KV, len(data.images))[CROSS_KV]
     entry, k = run.entry(ITM), options.k_test or int(run.content["k_test"])
     rows = options.rows or entry.batch
     if rows != entry.batch:
         raise Misuse(f"--rows is {rows}, and ais_bench.sh runs {entry.file}, which takes {entry.batch}. Leave it out.")
     plan = plan_pairs(image_embed, text_embed, k)
-    parts = chunks(plan.image, rows)
-    if len(parts) > MOST_FILES:
-        raise UserError(
-            f"{len(parts):,} batches of {rows} pairs are as many files, and ais_bench takes {MOST_FILES:,} in a folder. Compile "
-            f"{ITM} for a larger batch, or choose a smaller --k-test."
-        )
+    batches, tag = chunks(plan.image, rows), tag_of(plan, rows)
+    if len(batches) > MOST_FILES:
+        raise UserError(too_many(f"{len(batches):,}", rows, len(data.images), len(data.captions), k))
     out = options.out or run.source.folder / PAIRS
     takes = {tensor.name: tensor for tensor in entry.spec.inputs}
     with manifest.new_folder(out, KIND) as folder:
+        folder.chmod(FOLDER_MODE)
         linked = kv.stored == np.dtype(takes[CROSS_KV].dtype) and _links(kv.paths[0], folder)
-        captions = 2 * len(parts) * rows * math.prod(data.ids.shape[1:]) * data.ids.dtype.itemsize
-        say(f"{len(plan.image):,} pairs at k_test {k}, in {len(parts):,} batches of {rows} captions of one picture.")
+        captions = 2 * len(batches) * rows * math.prod(data.ids.shape[1:]) * data.ids.dtype.itemsize
+        say(f"{len(plan.image):,} pairs at k_test {k}, in {len(batches):,} batches of {rows} captions of one picture.")
         _check_disk(folder, captions, _bytes(takes[CROSS_KV]), len(np.unique(plan.image)), linked, say)
-        infos = _write_captions(folder, data, plan, parts, rows)
-        _write_kv(folder, plan, parts, kv, takes[CROSS_KV], linked)
-        infos[CROSS_KV] = {"dtype": takes[CROSS_KV].dtype, "shape": [len(parts), *map(int, takes[CROSS_KV].shape)]}
-        infos |= _write_plan(folder, plan)
+        names = named(tag, len(batches))
+        _write_captions(folder, data, plan, dict(zip(names, batches, strict=True)), rows)
+        _write_kv(folder, plan, dict(zip(names, batches, strict=True)), kv, takes[CROSS_KV], linked)
         content = {
             "task": "pairs",
-            "layout": FILES,
-            "tensors": infos,
+            "layout": PACKED,
+            "tensors": _write_plan(folder, plan),
+            "inputs": {name: {"dtype": tensor.dtype, "shape": list(tensor.shape)} for name, tensor in takes.items()},
+            "tag": tag,
             "rows": rows,
             "k_test": k,
             "ais_bench": run.source.digest,
@@ -106,12 +101,22 @@ class Pairs:
     plan: Plan
     rows: int  # captions of a batch
     k_test: int
+    folder: Path
 
     def logits(self, run: AisRun) -> np.ndarray:
-        """itm_logits (P, 2) of what ais_bench wrote of itm_cached, without the rows that filled a batch."""
-        parts = chunks(self.plan.image, self.rows)
-        held = run.outputs(ITM, len(parts) * self.rows, stems(len(parts)))["itm_logits"]
-        kept = [number * self.rows + np.arange(part.stop - part.start) for number, part in enumerate(parts)]
+        """itm_logits (P, 2) of what ais_bench wrote of itm_cached, without the rows that filled a batch. Raises UserError when it
+        ran over other pairs, as well."""
+        batches, tag = chunks(self.plan.image, self.rows), tag_of(self.plan, self.rows)
+        for part in parts(run.ais / ITM):
+            (first, *_), _ = next(part.samples())
+            if not Path(first).name.startswith(f"{tag}_"):
+                raise UserError(
+                    f"{part.summary} is of other pairs than {self.folder}: {ITM} was fed {first}, and the files of these begin "
+                    f"with {tag}_. Run it again: bash ais_bench.sh {ITM}."
+                )
+        held = run.outputs(ITM, len(batches) * self.rows, named(tag, len(batches)))["itm_logits"]
+        held.refuse_nan("itm_logits")
+        kept = [number * self.rows + np.arange(part.stop - part.start) for number, part in enumerate(batches)]
         return held[np.concatenate(kept)] if kept else held[:]
 
 
@@ -126,13 +131,9 @@ def read_pairs(folder: Path, run: AisRun, verify: bool = False) -> Pairs:
     if digest != run.source.digest or rows != run.entry(ITM).batch:
         raise UserError(f"{folder} holds the pairs of another run than {run.source.folder}. {again}")
     plan = Plan(**{field: np.asarray(open_tensor(found, name)[:]) for name, field in FIELDS.items()})
-    return Pairs(plan, rows, k_test)
-
-
-def chunks(image: np.ndarray, rows: int) -> list[slice]:
-    """Which pairs are in each batch: at most `rows`, all of one picture. `image` (P,) ascends."""
-    edges = [0, *(np.flatnonzero(np.diff(image)) + 1).tolist(), len(image)]
-    return [part for first, last in itertools.pairwise(edges) for part in slices(first, last, rows)]
+    if found.content.get("tag") != tag_of(plan, rows):
+        raise UserError(f"{folder / manifest.NAME} does not say which pairs its files are of. {again}")
+    return Pairs(plan, rows, k_test, folder)
 
 
 def _check_disk(folder: Path, captions: int, each: int, pictures: int, linked: bool, say: Callable[[str], None]) -> None:
@@ -145,15 +146,11 @@ def _check_disk(folder: Path, captions: int, each: int, pictures: int, linked: b
         raise UserError(f"The pairs take {size(needed)}, and the disk of {folder.parent} has {size(free)} free.")
 
 
-def _write_captions(folder: Path, data: RetrievalData, plan: Plan, parts: list[slice], rows: int) -> dict[str, Any]:
-    infos = {}
+def _write_captions(folder: Path, data: RetrievalData, plan: Plan, batches: dict[str, slice], rows: int) -> None:
     for name, values in (("text_ids", itm_ids(data)), ("text_atten_mask", np.asarray(data.mask[:]))):  # (M, L)
-        with closing(Writer(folder, name, values.dtype.name, (len(parts), rows, values.shape[1]), FILES)) as writer:
-            for number, part in enumerate(parts):
-                texts = plan.text[part]
-                writer.write(number, values[_filled(texts, rows)][None])
-            infos[name] = writer.info()
-    return infos
+        held = _folder(folder / name)
+        for stem, part in batches.items():
+            _write(held / f"{stem}{SUFFIX}", values[_filled(plan.text[part], rows)])
 
 
 def _filled(texts: np.ndarray, rows: int) -> np.ndarray:
@@ -161,20 +158,28 @@ def _filled(texts: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(texts, (0, rows - len(texts)), mode="edge")
 
 
-def _write_kv(folder: Path, plan: Plan, parts: list[slice], kv: BinFiles, wanted: TensorSpec, linked: bool) -> None:
+def _write_kv(folder: Path, plan: Plan, batches: dict[str, slice], kv: BinFiles, wanted: TensorSpec, linked: bool) -> None:
     """One file a batch; the second and later ones of a picture are links to its first."""
-    held = folder / CROSS_KV
-    held.mkdir()
-    held.chmod(FOLDER_MODE)
+    held = _folder(folder / CROSS_KV)
     first: dict[int, Path] = {}
-    for stem, part in zip(stems(len(parts)), tqdm(parts, CROSS_KV, unit=" files", disable=None), strict=True):
+    for stem, part in tqdm(batches.items(), CROSS_KV, unit=" files", disable=None):
         picture, path = int(plan.image[part.start]), held / f"{stem}{SUFFIX}"
         source = first.setdefault(picture, kv.paths[picture] if linked else path)
         if source != path:
             os.link(source, path)
             continue
-        path.write_bytes(kv[picture].astype(wanted.dtype).tobytes())
-        path.chmod(FILE_MODE)
+        _write(path, kv[picture].astype(wanted.dtype))
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    path.chmod(FOLDER_MODE)
+    return path
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    path.write_bytes(values.tobytes())
+    path.chmod(FILE_MODE)
 
 
 def _write_plan(folder: Path, plan: Plan) -> dict[str, Any]:

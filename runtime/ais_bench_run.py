@@ -24,6 +24,7 @@ KIND = "ais_bench"
 AIS, PAIRS = "ais", "pairs"  # folders
 MOST_FILES = 100_000  # in a folder, of ais_bench of 2025
 IMAGE_EMBED, TEXT_EMBED, IMAGE_KV, ITM = "image_embed", "text_embed", "image_kv", "itm_cached"
+FEEDS = {"text_ids": "ids", "text_atten_mask": "mask", "input_image": "img"}  # inputs by the tensor of the data
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class AisRun:
 
     def outputs(self, graph: str, samples: int, names: list[str] | None = None) -> dict[str, BinFiles]:
         """What ais_bench wrote of `graph`, see ais_bench.read_folder; `names` are the stems, where they are not the samples'."""
-        return read_folder(self.ais / graph, self.entry(graph).spec, samples, names or stems(samples))
+        entry = self.entry(graph)
+        return read_folder(self.ais / graph, entry.spec, samples, names or stems(samples), sources(entry))
 
     def entry(self, graph: str) -> OmEntry:
         """The .om of `graph`. Raises UserError when there was none."""
@@ -68,9 +70,13 @@ class AisRun:
         return found[0]
 
     def embeddings(self, data: RetrievalData) -> tuple[BinFiles, BinFiles]:
-        """image_embed (N, E), or (N, Q, E) of BLIP-2, and text_embed (M, E), both float32 on disk."""
-        images = self.outputs(self.picture_graph(IMAGE_EMBED), len(data.images))
-        return images[IMAGE_EMBED], self.outputs(TEXT_EMBED, len(data.captions))[TEXT_EMBED]
+        """image_embed (N, E), or (N, Q, E) of BLIP-2, and text_embed (M, E), both float32 on disk. Raises UserError when they are
+        not numbers, as well."""
+        images = self.outputs(self.picture_graph(IMAGE_EMBED), len(data.images))[IMAGE_EMBED]
+        texts = self.outputs(TEXT_EMBED, len(data.captions))[TEXT_EMBED]
+        images.refuse_nan(IMAGE_EMBED)
+        texts.refuse_nan(TEXT_EMBED)
+        return images, texts
 
 
 def read_run(ais: Path) -> AisRun:
@@ -80,12 +86,17 @@ def read_run(ais: Path) -> AisRun:
     ais = ais / AIS if folder == ais else ais
     found = manifest.read(folder, KIND)
     try:
-        oms = {entry.graph: entry for entry in entries(found.content)}
+        oms = {entry.graph: entry for entry in entries(found.content, found.folder / manifest.NAME)}
         return AisRun(
             found, ais, Path(found.content["data"]["folder"]), {name: oms[name] for name in found.content["made_of"]["used"]}
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / manifest.NAME} lacks or garbles {error}. {_again()}") from error
+
+
+def sources(entry: OmEntry) -> tuple[str, ...]:
+    """What the folders are called that a graph reads, one for each input: those of the data, but the pairs have their own."""
+    return tuple(tensor.name if entry.graph == ITM else FEEDS.get(tensor.name, tensor.name) for tensor in entry.spec.inputs)
 
 
 def size(count: float) -> str:

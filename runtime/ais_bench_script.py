@@ -15,12 +15,12 @@ from models.spec import TensorSpec
 from preprocess.dataset import RetrievalData, read_retrieval
 from preprocess.tensors import FILES, FOLDER_MODE
 from runtime.ais_bench_bash import FED, SCRIPT, Step, output_bytes, script
-from runtime.ais_bench_run import AIS, IMAGE_KV, ITM, KIND, MOST_FILES, PAIRS, size
+from runtime.ais_bench_batches import enough, fewest, too_many
+from runtime.ais_bench_run import AIS, FEEDS, IMAGE_KV, ITM, KIND, MOST_FILES, PAIRS, size
 from runtime.graphs import KEPT, OM_KEPT, Graphs, read_graphs
 from runtime.retrieval import CAPTION_GRAPHS, PICTURE_GRAPHS
 from runtime.run import refuse_mixed
 
-FEEDS = {"text_ids": "ids", "text_atten_mask": "mask", "input_image": "img"}  # inputs by the tensor of the data
 PLAIN = re.compile(r"[A-Za-z0-9_./-]+")  # paths that ais_bench takes
 
 
@@ -34,6 +34,7 @@ class Options:
     batchsize: int
     itm_batchsize: int
     device: int
+    k_test: int | None = None  # None takes the model's
 
 
 def write_script(options: Options, say: Callable[[str], None]) -> None:
@@ -52,7 +53,8 @@ def write_script(options: Options, say: Callable[[str], None]) -> None:
         )
     if held := [name for name in (AIS, PAIRS) if (options.out / name).exists()]:
         raise Misuse(f"{options.out / held[0]} holds results, which would be lost. Move it away, or choose another --out.")
-    steps = plan(graphs, data, options)
+    steps, k = plan(graphs, data, options), options.k_test or graphs.config.protocol.k_test
+    notes = _pairs_fit(steps, data, k)
     with manifest.new_folder(options.out, KIND) as folder:
         folder.chmod(FOLDER_MODE)
         path = folder / SCRIPT
@@ -77,7 +79,7 @@ def write_script(options: Options, say: Callable[[str], None]) -> None:
                 "itm_batchsize": options.itm_batchsize,
             },
             "data": {"digest": data.source.digest, "folder": str(options.data.absolute())},
-            "k_test": graphs.config.protocol.k_test,
+            "k_test": k,
         }
         manifest.write(folder, KIND, content, files={})  # not the script: it may be changed
     for step in steps:
@@ -85,6 +87,8 @@ def write_script(options: Options, say: Callable[[str], None]) -> None:
         if step.files is not None:
             rows = f"{step.files:,} files to {size(step.files * output_bytes(step))}"
         say(f"{step.graph:<12} {step.model}, {rows}, in batches of {step.entry.batch}")
+    for note in notes:
+        say(note)
     if ITM not in used:
         say(f"{options.om} has not both {IMAGE_KV} and {ITM}: there will be no re-ranking.")
 
@@ -98,6 +102,20 @@ def plan(graphs: Graphs, data: RetrievalData, options: Options) -> list[Step]:
         sized = graphs.at(options.itm_batchsize if name == ITM else options.batchsize)
         steps.append(_step(sized.path(name), sized.oms[name], data, steps, options.out))
     return steps
+
+
+def _pairs_fit(steps: list[Step], data: RetrievalData, k: int) -> list[str]:
+    """Raise UserError when ais_bench cannot take the pairs, before hours of work and a full disk; returns what is to be said when
+    that depends on which they are."""
+    pictures, captions = len(data.images), len(data.captions)
+    for step in steps:
+        if step.graph == ITM:
+            rows, sufficient = step.entry.batch, enough(pictures, captions, k)
+            if (least := fewest(pictures, captions, k, rows)) > MOST_FILES:
+                raise UserError(too_many(f"at least {least:,}", rows, pictures, captions, k))
+            if sufficient is None or rows < sufficient:
+                return [f"{ITM}: blip-run pairs may find more batches of {rows} than ais_bench takes; {sufficient} is enough."]
+    return []
 
 
 def _step(path: Path, entry: OmEntry, data: RetrievalData, before: list[Step], out: Path) -> Step:

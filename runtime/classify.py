@@ -27,7 +27,7 @@ from runtime.batches import slices
 from runtime.embed import ShardWork, image_work
 from runtime.graphs import Graphs, read_graphs
 from runtime.labels import NO_TEMPERATURE, TEMPLATES, checked_labels, checked_templates, embed_labels, read_labels, temperature_of
-from runtime.place import placed
+from runtime.place import check_files, placed, smaller_batches
 from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
 from runtime.similarity import similarities
 
@@ -89,6 +89,10 @@ def run_classify(options: Options, say: Callable[[str], None]) -> manifest.Manif
     if asked.temperature_from == "default":
         say(f"Warning: {NO_TEMPERATURE}")
     say(f"{len(data.images):,} pictures, {len(asked.labels):,} labels as {', '.join(map(repr, asked.templates))}.")
+    rows = dict.fromkeys([*reading, *looking], options.batchsize)
+    for line in smaller_batches(graphs, rows):
+        say(line)
+    check_files(graphs, rows)
     with begun(options, graphs, data, identity) as run:
         _embed_labels(run, asked, reading)  # the quick stage first: it finds a label that cannot be before hours of work
         _embed_pictures(run, data, looking)

@@ -24,7 +24,7 @@ from runtime import run as runs
 from runtime.batches import prefetched, slices
 from runtime.embed import ShardWork, look_at, picture_batch, refuse_nan, text_batches
 from runtime.graphs import Graphs, read_graphs
-from runtime.place import placed
+from runtime.place import check_files, placed, smaller_batches
 from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
 from runtime.session import Session
 
@@ -63,6 +63,10 @@ def run_features(options: Options, say: Callable[[str], None]) -> manifest.Manif
     identity = identity_of("features", options, graphs, data, modes=modes, shards=[PICTURES_PER_SHARD, CAPTIONS_PER_SHARD])
     if done := already_done(options, identity, say):
         return done
+    rows = dict.fromkeys([*looking, *matching, *reading], options.batchsize)
+    for line in smaller_batches(graphs, rows):
+        say(line)
+    check_files(graphs, rows)
     with begun(options, graphs, data, identity) as run, ExitStack() as opened:
         writers = {mode: _writers(run, data, mode, opened) if mode in modes else {} for mode in MODES}
         by_picture = writers[IMAGE] | writers[MULTIMODAL]

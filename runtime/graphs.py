@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from models import manifest
 from models.config import Config
 from models.config_file import from_dict
 from models.errors import UserError
-from models.om import KIND, OmEntry, entries
+from models.om import KIND, SUFFIX, OmEntry, entries
 from models.spec import BATCH, LENGTH, GraphSpec, TensorSpec, graph_specs, spec_from_dict
 
 KEPT = ("model", "config", "opset", "target", "precision", "checkpoint", "parity")  # what outputs/ say of their graphs
@@ -24,13 +24,14 @@ STATIC = ("atc", "ascend", KIND)  # targets whose graphs have buffers of fixed s
 
 @dataclass(frozen=True)
 class Graphs:
-    """A complete graphs/ folder, or an om/ folder of which one file of each graph is chosen."""
+    """A complete graphs/ folder, or an om/ folder of which one batch of each graph is chosen."""
 
     source: manifest.Manifest
     config: Config
     symbolic: dict[str, GraphSpec]  # every graph of this model in the form of the folder's target, axes symbolic
     written: dict[str, GraphSpec]  # the graphs in the folder, as they were exported; of an om/ folder, those chosen
     oms: Mapping[str, OmEntry] = field(default_factory=dict)  # of an om/ folder: the file chosen of each graph
+    shorter: Mapping[str, Sequence[OmEntry]] = field(default_factory=dict)  # and those of its batch for shorter texts, growing
     devices: tuple[int, ...] = ()  # of an om/ folder: the NPUs that run it
 
     @property
@@ -54,7 +55,7 @@ class Graphs:
 
     def at(self, batchsize: int) -> Graphs:
         """The same with, of each graph of an om/ folder, the file of the smallest batch that holds `batchsize` rows, else of
-        the largest batch. Other graphs are as they are."""
+        the largest batch, for the longest texts, and those for shorter ones. Other graphs are as they are."""
         return replace(self, **_chosen(self.source, self.symbolic, batchsize)) if self.is_om else self
 
     def on(self, devices: tuple[int, ...]) -> Graphs:
@@ -80,7 +81,9 @@ class Graphs:
 def read_graphs(folder: Path, verify: bool = False) -> Graphs:
     """Open a graphs/ folder, or an om/ folder: of that the largest batches, on NPU 0. Raises UserError when it is damaged,
     incomplete or of another release."""
-    found = manifest.read_one_of(folder, ("graphs", KIND), verify)
+    # What its manifest does not say its files do.
+    kinds = (KIND, "graphs") if any(folder.glob(f"*{SUFFIX}")) else ("graphs", KIND)
+    found = manifest.read_one_of(folder, kinds, verify)
     mend = f"Write the folder again with {manifest.MADE_WITH[found.kind]}."
     try:
         config = from_dict(found.content["config"], str(folder / manifest.NAME))
@@ -90,7 +93,7 @@ def read_graphs(folder: Path, verify: bool = False) -> Graphs:
             raise KeyError(lacking[0])  # now, and not when the work is done
         tokenizer = found.content["tokenizer"]
         str(tokenizer["sha256"])
-        files = [entry.file for entry in entries(found.content)] if found.kind == KIND else []
+        files = [entry.file for entry in entries(found.content, folder / manifest.NAME)] if found.kind == KIND else []
         listed = set(files or [str(values["file"]) for values in found.content["graphs"].values()])
         listed |= {str(name) for name in (tokenizer["file"], *tokenizer.get("files", ()))}
     except (KeyError, TypeError, AttributeError) as error:
@@ -108,16 +111,25 @@ def read_graphs(folder: Path, verify: bool = False) -> Graphs:
 def _chosen(source: manifest.Manifest, symbolic: dict[str, GraphSpec], batchsize: int) -> dict[str, Any]:
     """The file of each graph of an om/ folder, and its form as the runtime feeds it."""
     oms: dict[str, OmEntry] = {}
-    for entry in sorted(entries(source.content), key=lambda entry: (entry.batch, -_longest(entry.spec))):
+    every = entries(source.content, source.folder / manifest.NAME)
+    for entry in sorted(every, key=lambda entry: (entry.batch, -_longest(entry.spec))):
         held = oms.get(entry.graph)
         if held is None or held.batch < min(batchsize, entry.batch):
             oms[entry.graph] = entry
     if missing := sorted(source.content["graphs"].keys() ^ oms.keys()):
         raise UserError(f"{source.folder / manifest.NAME} has graphs and files that are not each other's: {missing[0]!r}.")
     written = {name: _widened(entry.spec, symbolic[name]) for name, entry in oms.items()}
+    shorter = {name: _shorter(om, every) for name, om in oms.items()}
     for name, spec in written.items():
-        _form(spec, symbolic[name], source.folder)
-    return {"oms": oms, "written": written}
+        for each in (spec, *(_widened(entry.spec, symbolic[name]) for entry in shorter[name])):
+            _form(each, symbolic[name], source.folder)
+    return {"oms": oms, "written": written, "shorter": shorter}
+
+
+def _shorter(om: OmEntry, every: Sequence[OmEntry]) -> list[OmEntry]:
+    """The files of the graph and batch of `om` for shorter texts, the shortest first."""
+    same = [entry for entry in every if (entry.graph, entry.batch) == (om.graph, om.batch)]
+    return [entry for entry in same if entry.length is not None and om.length is not None and entry.length < om.length]
 
 
 def _longest(spec: GraphSpec) -> int:

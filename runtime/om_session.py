@@ -19,12 +19,8 @@ import numpy as np
 from models.errors import UserError
 from models.om import DYNAMIC_BATCH, DYNAMIC_DIMS, FIXED
 from models.spec import Dim, GraphSpec, TensorSpec
+from runtime.ais_bench_look import DTYPES
 
-# What aclDataType numbers mean, of those that numpy has.
-DTYPES = {
-    **{0: "float32", 1: "float16", 2: "int8", 3: "int32", 4: "uint8", 6: "int16", 7: "uint16", 8: "uint32"},
-    **{9: "int64", 10: "uint64", 11: "float64", 12: "bool"},
-}
 FLOAT, HALF = "float32", "float16"
 MEND = "Compile the graph again with blip-atc."
 
@@ -47,8 +43,8 @@ class OmBackend:
             takes, gives = list(session.get_inputs()), list(session.get_outputs())
         except Exception as error:  # RuntimeError of aclruntime, and whatever ais_bench's checks of the path raise
             raise UserError(
-                f"{path} cannot be loaded on NPU {device}: {_first_line(error)} It must be compiled for this NPU (npu-smi info), "
-                "and ais_bench takes paths of plain letters, no links, and files that nobody else can write."
+                f"{path} cannot be loaded on NPU {device}: {_first_line(error)} It must be compiled for this NPU (npu-smi info); "
+                "ais_bench takes paths of plain letters, no links, and files of this user or group that nobody else can write."
             ) from error
         self._session = session
         self._released = weakref.finalize(self, _release, session)

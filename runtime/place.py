@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnxruntime
 
 from models.errors import Misuse
+from runtime.devices import open_om
 from runtime.graphs import Graphs
 from runtime.om_session import infer_session
 from runtime.onnx_session import available_provider
@@ -55,6 +56,32 @@ def engine_of(graphs: Graphs, provider: str) -> dict[str, str]:
 def place_of(graphs: Graphs) -> dict[str, Any]:
     """Which NPUs, of which kind; nothing elsewhere."""
     return {"soc": graphs.content["soc"], "device": list(graphs.devices)} if graphs.is_om else {}
+
+
+def batches_of(graphs: Graphs, rows: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """For a manifest: how many rows the .om of each graph in `rows` takes that is run when so many are asked for; nothing
+    elsewhere."""
+    return {"batches": {name: graphs.at(asked).oms[name].batch for name, asked in rows.items()}} if graphs.is_om else {}
+
+
+def smaller_batches(graphs: Graphs, rows: Mapping[str, int]) -> list[str]:
+    """What is to be said when there is no .om for as many rows as were asked for, by graph: one line, or none."""
+    ran: dict[tuple[int, int], list[str]] = {}
+    for name, batch in batches_of(graphs, rows).get("batches", {}).items():
+        if batch < rows[name]:
+            ran.setdefault((batch, rows[name]), []).append(name)
+    each = [f"{', '.join(names)} in batches of {batch}, not of {asked}" for (batch, asked), names in ran.items()]
+    return [f"{graphs.source.folder} has no larger .om: it runs {'; '.join(each)}."] if each else []
+
+
+def check_files(graphs: Graphs, rows: Mapping[str, int]) -> None:
+    """Open every .om that `rows` of each graph take, and close it again. Raises UserError when one cannot be loaded or is not
+    what its manifest says: that is to be known before hours of work by others."""
+    if graphs.is_om:
+        for name, asked in rows.items():
+            chosen = graphs.at(asked)
+            for entry in (chosen.oms[name], *chosen.shorter[name]):
+                open_om(graphs.source.folder, entry, graphs.symbolic[name], graphs.devices).close()
 
 
 def _release(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from runtime import run as runs
 from runtime.embed import ShardWork, image_work, text_work
 from runtime.graphs import read_graphs
 from runtime.outputs import I2T, LAVIS, T2I, counted
-from runtime.place import placed
+from runtime.place import batches_of, check_files, placed, smaller_batches
 from runtime.plan import Plan, plan_pairs
 from runtime.rerank import pair_shards, pair_work
 from runtime.run import PICTURES_PER_SHARD, Run, already_done, begun, identity_of, refuse_mixed, shards
@@ -72,16 +72,20 @@ def run_retrieval(options: Options, say: Callable[[str], None]) -> manifest.Mani
     pictures_there, data = len(data.images), counted(data, options.protocol)
     for line in [*_notes(data, pictures_there, k), *departures(options.recipe, {**data.protocol, "k_test": k})]:
         say(line)
+    pictures, captions, pairs = used
+    rows = dict.fromkeys([*pictures, *captions], options.batchsize)
+    rows |= zip(pairs, [*[1] * (len(pairs) - 1), options.itm_batchsize], strict=True)  # one picture, and then its captions
+    for line in smaller_batches(graphs, rows):
+        say(line)
+    check_files(graphs, rows)
     with begun(options, graphs, data, identity) as run:
-        pictures, captions, pairs = used
         embed_pictures(run, data, pictures, options.feat_dtype, options.layout)
         embed_captions(run, data, captions, options.layout)
         plan = planned(run, data, k)
         say(_describe(plan, k))
-        rerank(run, data, plan, pairs, options.itm_batchsize)
-        backend = {"itm_batchsize": options.itm_batchsize, "feat_dtype": options.feat_dtype}
-        names = [name for stage in used for name in stage]
-        return run.complete(names, backend, {"k_test": k, "protocol": options.protocol})
+        rerank(run, data, plan, pairs, rows)
+        backend = {"itm_batchsize": options.itm_batchsize, "feat_dtype": options.feat_dtype, **batches_of(graphs, rows)}
+        return run.complete(list(rows), backend, {"k_test": k, "protocol": options.protocol})
 
 
 def embed_pictures(run: Run, data: RetrievalData, graphs: tuple[str, ...], feat_dtype: str, layout: str = PACKED) -> None:
@@ -137,14 +141,14 @@ def planned(run: Run, data: RetrievalData, k: int) -> Plan:
     return made[0]
 
 
-def rerank(run: Run, data: RetrievalData, plan: Plan, graphs: tuple[str, ...], batchsize: int) -> None:
-    """itm_logits of every planned pair."""
+def rerank(run: Run, data: RetrievalData, plan: Plan, graphs: tuple[str, ...], rows: Mapping[str, int]) -> None:
+    """itm_logits of every planned pair; `rows`: how many each graph is fed at a time."""
     (spec,) = run.graphs.symbolic["itm"].outputs
     with closing(run.writer(spec.name, spec.dtype, (len(plan.image), *spec.sample_shape))) as writer:
 
         def begin() -> ShardWork:
-            sessions = run.sessions(graphs, *[1] * (len(graphs) - 1), batchsize)  # one picture, and then its captions
-            return pair_work(data, run.open("image_feat"), plan, sessions, batchsize, writer)
+            sessions = run.sessions(graphs, *(rows[name] for name in graphs))
+            return pair_work(data, run.open("image_feat"), plan, sessions, rows[graphs[-1]], writer)
 
         run.journal.run_shards("pairs", pair_shards(plan, PAIRS_PER_SHARD), begin, [writer])
 

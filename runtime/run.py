@@ -17,7 +17,7 @@ from runtime.batches import slices
 from runtime.graphs import KEPT, Graphs
 from runtime.journal import Journal
 from runtime.outputs import CAPTION, VQA
-from runtime.place import engine_of, place_of
+from runtime.place import batches_of, engine_of, place_of
 from runtime.session import Session, open_session
 
 # What the models are called, and the tasks of each.
@@ -104,6 +104,7 @@ class Run:
                 "threads": None if graphs.is_om else options.threads,
                 "machine": platform.machine(),
                 "batchsize": options.batchsize,
+                **batches_of(graphs, dict.fromkeys(used, options.batchsize)),
                 **backend,
             },
             "identity": self.identity,

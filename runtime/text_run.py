@@ -27,6 +27,7 @@ from runtime.how import How, answered
 from runtime.listed import Listed
 from runtime.outputs import CAPTION, GENERATED, VQA, CaptionOutputs, VqaOutputs, read_caption, read_vqa
 from runtime.picture_input import read_pictures
+from runtime.place import smaller_batches
 from runtime.rows import Row, Rows, lines_of
 from runtime.run import Data, Run, already_done, begun, identity_of
 
@@ -73,6 +74,7 @@ def run_texts(job: Job, options: Options, say: Callable[[str], None]) -> tuple[m
         say(notes[0])
         return done, READERS[job.task](options.out).generated
     generator = Generator(job.graphs, options.provider, options.threads, options.use_past)
+    notes += smaller_batches(job.graphs, dict.fromkeys(job.graphs.written, options.batchsize))  # all of them are open now
     for line in [*notes, *job.how.check(generator, [request.prompt for request in requests]), described(job)]:
         say(line)
     with begun(options, job.graphs, job.data, identity) as run:

@@ -1,4 +1,4 @@
-"""`python -m ais_bench` of the stand-in as a user calls it, and a retrieval run that it does."""
+"""`python -m ais_bench` as a user calls it, of the stand-in or of AIS_BENCH_SRC, and a retrieval run that it does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 import runtime.__main__
 from models.spec import GraphSpec
 from tests import chain
-from tests.om_folder import DOUBLES
+from tests.om_folder import front_end
 from tests.om_graphs import TEXT, onnx_of
 
 K = 5
@@ -22,10 +22,10 @@ Done = subprocess.CompletedProcess[str]
 
 
 def environment(generation: str) -> dict[str, str]:
-    """In which `python` is this one, and its ais_bench the stand-in of that year, whatever AIS_BENCH_SRC names."""
-    python = Path(sys.executable).parent
-    paths = {"PYTHONPATH": str(DOUBLES), "PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
-    return {**os.environ, **paths, "AIS_BENCH_GENERATION": generation}
+    """In which `python` is this one, and its ais_bench that of om_folder.front_end."""
+    python, (folders, year) = Path(sys.executable).parent, front_end(generation)
+    paths = {"PYTHONPATH": os.pathsep.join(folders), "PATH": f"{python}{os.pathsep}{os.environ['PATH']}"}
+    return {**os.environ, **paths, "AIS_BENCH_GENERATION": year}
 
 
 def cli(folder: Path, generation: str, *options: object) -> Done:
@@ -69,6 +69,7 @@ class Counted:
     """The graph om_graphs.TEXT in batches of 4, and ten captions of 5 tokens as files: the golden case of the packing rules."""
 
     spec: GraphSpec = TEXT.bind(4, 5)
+    sources = ("ids", "mask")
     stems = tuple(f"{n:02d}" for n in range(10))
 
     def __init__(self, folder: Path) -> None:

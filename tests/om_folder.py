@@ -27,17 +27,24 @@ SOC = "Ascend310P3"
 Change = Callable[[Path, GraphSpec], GraphSpec]
 
 
+def front_end(generation: str) -> tuple[list[str], str]:
+    """Where ais_bench is imported from, and its year: the stand-in of `generation`, or that whose source AIS_BENCH_SRC names,
+    whatever was asked for. Either is over the stand-in for aclruntime."""
+    source = os.environ.get("AIS_BENCH_SRC")
+    if not source:
+        return [str(DOUBLES)], generation
+    text = (Path(source) / "ais_bench" / "infer" / "interface.py").read_text("utf-8")
+    return [source, str(DOUBLES)], "2025" if "def free_resource" in text else "2023"
+
+
 @contextmanager
 def ais_bench(generation: str) -> Iterator[None]:
-    """ais_bench of that year, over the stand-in for aclruntime; or that whose source AIS_BENCH_SRC names, whatever its year."""
-    source = os.environ.get("AIS_BENCH_SRC")
+    """ais_bench of that year, see front_end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(DOUBLES))
-        if source:
-            patch.syspath_prepend(source)
-            text = (Path(source) / "ais_bench" / "infer" / "interface.py").read_text("utf-8")
-            generation = "2025" if "def free_resource" in text else "2023"
-        patch.setenv("AIS_BENCH_GENERATION", generation)
+        folders, year = front_end(generation)
+        for folder in reversed(folders):
+            patch.syspath_prepend(folder)
+        patch.setenv("AIS_BENCH_GENERATION", year)
         devices.stop_all()  # the processes of an earlier one have its environment
         yield
         devices.stop_all()

@@ -1,7 +1,7 @@
 """What `python -m ais_bench` wrote, read again: of both its years, and refused with a file's name where something is wrong.
 
-The folders are made by the stand-in tests/doubles/ais_bench_cli.py, which follows ais_bench's rules; its golden figures are
-checked here first.
+tests/summaries/ has a summary of each year, written by what is known of the form and not by what the stand-in does. The other
+folders are made by the stand-in tests/doubles/ais_bench_cli.py, which is compared with them first, or by AIS_BENCH_SRC.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import pytest
 from onnx import TensorProto
 
 from models.errors import UserError
-from runtime.ais_bench import PADDING, npu_seconds, read_folder
+from runtime.ais_bench import PADDING, BinFiles, npu_seconds, read_folder
 from tests.ais_bench_files import Counted
-from tests.om_folder import GENERATIONS, cast_input, half_outputs
+from tests.om_folder import DOUBLES, GENERATIONS, cast_input, front_end, half_outputs
 
+SUMMARIES = Path(__file__).parent / "summaries"
 Found = dict[str, Any]
 
 
@@ -43,7 +44,7 @@ def summary(counted: Counted) -> Found:
 
 
 def read(counted: Counted, samples: int = 10) -> np.ndarray:
-    return np.asarray(read_folder(counted.out, counted.spec, samples, counted.stems)["text_embed"])
+    return np.asarray(read_folder(counted.out, counted.spec, samples, counted.stems, counted.sources)["text_embed"])
 
 
 def refused(counted: Counted, *says: object) -> None:
@@ -51,6 +52,89 @@ def refused(counted: Counted, *says: object) -> None:
         read(counted)
     for text in says:
         assert str(text) in error.value.message
+
+
+def test_a_source_tree_takes_the_place_of_the_stand_in(counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command line, too, and not InferSession alone."""
+    source = tmp_path / "source"
+    shutil.copytree(DOUBLES / "ais_bench", source / "ais_bench", ignore=shutil.ignore_patterns("__pycache__"))
+    main = source / "ais_bench" / "__main__.py"
+    main.write_text('print("of the source")\n' + main.read_text("utf-8"), "utf-8")
+    monkeypatch.delenv("AIS_BENCH_SRC", raising=False)
+    assert counted.run("2025").stdout == ""
+    monkeypatch.setenv("AIS_BENCH_SRC", str(source))
+    assert front_end("2023") == ([str(source), str(DOUBLES)], "2025")  # by what its InferSession has
+    done = counted.run("2025")
+    assert (done.returncode, done.stdout) == (0, "of the source\n")
+    read(counted)
+
+
+def golden(counted: Counted, generation: str) -> Found:
+    """A folder as ais_bench of that year leaves it: its summary, and the outputs beside."""
+    counted.out.mkdir(parents=True)
+    for stem, row in zip(counted.stems, counted.expected(), strict=True):
+        row.tofile(counted.out / f"{stem}_0.bin")
+    found: Found = json.loads((SUMMARIES / f"{generation}.json").read_text("utf-8"))
+    counted.out.with_name("text_summary.json").write_text(json.dumps(found), "utf-8")
+    return found
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_golden_summaries(counted: Counted, generation: str) -> None:
+    found = golden(counted, generation)
+    np.testing.assert_array_equal(read(counted), counted.expected())
+    assert npu_seconds(counted.out) == pytest.approx(sum(found["npu_compute_time_list"]) / 1000)
+    counted.out.with_name("text_summary.json").rename(counted.out / "sumary.json")  # where it was before November 2022
+    np.testing.assert_array_equal(read(counted), counted.expected())
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda files: [files[str(n)]["infiles"].pop() for n in files], "ids/00.bin went with 1 inputs"),
+        # mask/03.bin was missing: ais_bench takes the next one, and so on, and fills up at the end.
+        (
+            lambda files: [files[str(n)]["infiles"].__setitem__(1, f"mask/{n + 1:02d}.bin") for n in range(3, 9)],
+            "ids/03.bin went with mask/04.bin",
+        ),
+        (lambda files: files["9"]["infiles"].__setitem__(1, PADDING), f"ids/09.bin went with {PADDING}"),
+        (lambda files: files["4"]["outfiles"].append("out/text/04_1.bin"), "wrote 04_0.bin, 04_1.bin; expected 04_0.bin, once"),
+        (lambda files: files.update({"10": {"infiles": ["ids/10.bin", "mask/10.bin"], "outfiles": []}}), "names ids/10.bin"),
+    ],
+)
+def test_golden_summaries_of_what_went_wrong(
+    counted: Counted, generation: str, change: Callable[[Found], object], says: str
+) -> None:
+    found = golden(counted, generation)
+    read(counted)  # the control
+    change(found["filesinfo"])
+    counted.out.with_name("text_summary.json").write_text(json.dumps(found), "utf-8")
+    refused(counted, says)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_golden_summary_of_an_int32_file(counted: Counted, generation: str) -> None:
+    """Two files of int64 have the bytes of four rows of int32: 280 and 560 of 35 tokens."""
+    found = golden(counted, generation)
+    found["NPU_compute_time"]["count"] = 5
+    counted.out.with_name("text_summary.json").write_text(json.dumps(found), "utf-8")
+    refused(counted, "the graph ran 5 times over 10 files", "int32")
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_summary_has_the_golden_form(counted: Counted, generation: str) -> None:
+    wanted = json.loads((SUMMARIES / f"{front_end(generation)[1]}.json").read_text("utf-8"))
+    assert counted.run(generation, "--outfmt", "BIN", "--batchsize", 4, "--device", 0).returncode == 0
+    found = summary(counted)
+    assert found.keys() == wanted.keys()
+    assert found["filesinfo"] == wanted["filesinfo"]
+    assert found["args"][1:] == wanted["args"][1:]
+    for part in ("NPU_compute_time", "H2D_latency", "D2H_latency"):
+        assert found[part].keys() == wanted[part].keys()
+    assert len(found["npu_compute_time_list"]) == found["NPU_compute_time"]["count"] == wanted["NPU_compute_time"]["count"] == 3
+    assert found["throughput"] == pytest.approx(4000 / found["NPU_compute_time"]["mean"])
+    assert wanted["throughput"] == pytest.approx(4000 / wanted["NPU_compute_time"]["mean"])
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -67,7 +151,7 @@ def test_the_stand_in_packs_pads_and_names_as_ais_bench_does(counted: Counted, g
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_outputs_of_both_years(counted: Counted, generation: str) -> None:
     assert counted.run(generation).returncode == 0
-    tensor = read_folder(counted.out, counted.spec, 10, counted.stems)["text_embed"]
+    tensor = read_folder(counted.out, counted.spec, 10, counted.stems, counted.sources)["text_embed"]
     assert (len(tensor), tensor.shape, tensor.dtype) == (10, (10, 4), np.float32)
     wanted = counted.expected()
     np.testing.assert_allclose(tensor[:], wanted, rtol=1e-6)
@@ -87,7 +171,7 @@ def test_where_the_summary_may_be(made: Counted) -> None:
 
 
 def test_the_order_is_that_of_the_stems(made: Counted) -> None:
-    turned = read_folder(made.out, made.spec, 10, made.stems[::-1])["text_embed"]
+    turned = read_folder(made.out, made.spec, 10, made.stems[::-1], made.sources)["text_embed"]
     np.testing.assert_array_equal(turned[:], read(made)[::-1])
 
 
@@ -95,6 +179,7 @@ def test_the_order_is_that_of_the_stems(made: Counted) -> None:
 def test_several_devices(counted: Counted, generation: str) -> None:
     """That of 2023 deals the samples out, that of today has each device do them all."""
     assert counted.run(generation, "--device", "0,3").returncode == 0
+    generation = front_end(generation)[1]
     names = {"2023": ["device0", "device3"], "2025": ["device0_0", "device3_1"]}[generation]
     assert sorted(path.name for path in counted.out.iterdir() if path.is_dir()) == names
     np.testing.assert_allclose(read(counted), counted.expected(), rtol=1e-6)
@@ -109,7 +194,7 @@ def test_a_file_of_a_whole_batch(counted: Counted) -> None:
         counted.write(name, rows, together=4)
     assert counted.run("2025").returncode == 0
     for samples in (10, 12):
-        found = read_folder(counted.out, counted.spec, samples, counted.stems[:3])["text_embed"]
+        found = read_folder(counted.out, counted.spec, samples, counted.stems[:3], counted.sources)["text_embed"]
         assert found.shape == (samples, 4)
         np.testing.assert_allclose(found[:10], counted.expected(), rtol=1e-6)
         np.testing.assert_array_equal(found[np.array([9, 1, 5])], np.asarray(found)[[9, 1, 5]])
@@ -137,6 +222,45 @@ def test_a_missing_mask_file(counted: Counted, generation: str) -> None:
     assert counted.run(generation).returncode == 0
     assert summary(counted)["filesinfo"]["3"]["infiles"] == ["ids/03.bin", "mask/04.bin"]
     refused(counted, "ids/03.bin went with mask/04.bin", "mask/03.bin was missing")
+
+
+def test_inputs_in_another_order(counted: Counted) -> None:
+    """Both have the same names and bytes: the numbers would be of no use, and nothing else tells."""
+    assert counted.run("2025").returncode == 0
+    read(counted)  # the control
+    shutil.rmtree(counted.out)
+    assert counted.run("2025", "--input", "mask,ids").returncode == 0
+    refused(counted, "text_ids of text_embed was fed mask/00.bin; expected the files of a folder ids", "in this order: ids, mask")
+
+
+@pytest.mark.parametrize(("given", "checked"), [("False", True), ("no", True), ("0", True), ("True", False), ("1", False)])
+def test_a_pipeline_that_is_not_one(made: Counted, given: str, checked: bool) -> None:
+    """With --pipeline True the files are not packed, and its times are others; an option that says no changes nothing."""
+    found = summary(made)
+    found["args"] += ["--pipeline", given]
+    found["NPU_compute_time"]["count"] = 5
+    made.out.with_name("text_summary.json").write_text(json.dumps(found), "utf-8")
+    if checked:
+        refused(made, "the graph ran 5 times over 10 files")
+    else:
+        np.testing.assert_allclose(read(made), made.expected(), rtol=1e-6)
+
+
+def test_nan_is_named_by_its_file(made: Counted) -> None:
+    for rows, stem in ((1, "07"), (4, "01")):
+        tensor = BinFiles([made.out / f"{name}_0.bin" for name in made.stems], np.dtype("float32"), (10, 4), 1)
+        if rows == 4:
+            for name in made.fed:
+                shutil.rmtree(made.folder / name)
+                made.write(name, made.fed[name], together=4)
+            shutil.rmtree(made.out)
+            assert made.run("2025").returncode == 0
+            tensor = BinFiles([made.out / f"{name}_0.bin" for name in made.stems[:3]], np.dtype("float32"), (10, 4), 4)
+        tensor.refuse_nan("text_embed")  # the control
+        path = made.out / f"{stem}_0.bin"
+        np.where(np.arange(4 * rows) == 4 * rows - 2, np.nan, np.fromfile(path, np.float32)).astype(np.float32).tofile(path)
+        with pytest.raises(UserError, match=f"{stem}_0.bin holds NaN or infinity: text gave it in text_embed"):
+            tensor.refuse_nan("text_embed")
 
 
 def test_a_mask_file_too_many(counted: Counted) -> None:

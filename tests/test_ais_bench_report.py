@@ -5,6 +5,7 @@ stand-in, of 2023 and of 2025.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -21,8 +22,8 @@ import runtime.__main__
 from models import manifest
 from postprocess.inputs import AisBench, read
 from preprocess.dataset import read_retrieval
-from runtime import ais_bench_pairs
-from runtime.ais_bench_pairs import chunks
+from runtime import ais_bench_batches, ais_bench_pairs
+from runtime.ais_bench_batches import chunks
 from runtime.ais_bench_run import read_run
 from runtime.outputs import RetrievalOutputs, scores
 from runtime.outputs import read_retrieval as read_outputs
@@ -62,6 +63,10 @@ def report(out: Path, *options: object) -> dict[str, Any]:
     return found
 
 
+def first(folder: Path) -> Path:
+    return min(folder.iterdir())
+
+
 def same(found: RetrievalOutputs, wanted: RetrievalOutputs) -> None:
     for name in ("pair_image", "pair_text", "pair_direction"):
         np.testing.assert_array_equal(getattr(found, name)[:], getattr(wanted, name)[:], err_msg=name)
@@ -77,14 +82,17 @@ def test_pairs_are_batches_of_one_picture(theirs: Path, files: Path) -> None:
     data, run = read_retrieval(files), read_run(theirs / "ais")
     found = manifest.read(theirs / "pairs", "pairs", verify=True)
     plan = ais_bench_pairs.read_pairs(theirs / "pairs", run).plan
-    parts = chunks(plan.image, 3)
-    assert found.content["tensors"]["text_ids"] == {"dtype": "int64", "shape": [len(parts), 3, 35]}
+    parts, tag = chunks(plan.image, 3), found.content["tag"]
+    assert found.content["inputs"]["text_ids"] == {"dtype": "int64", "shape": [3, 35]}
+    assert len(list((theirs / "pairs" / "text_ids").iterdir())) == len(parts)
     assert sum(part.stop - part.start for part in parts) == len(plan.image)
     assert any(part.stop - part.start < 3 for part in parts)
     for number, part in enumerate(parts):
         (picture,) = set(plan.image[part].tolist())
         texts = [*plan.text[part], *[plan.text[part.stop - 1]] * 3][:3]
-        ids, mask, kv = (theirs / "pairs" / name / f"{number:02d}.bin" for name in ("text_ids", "text_atten_mask", "cross_kv"))
+        ids, mask, kv = (
+            theirs / "pairs" / name / f"{tag}_{number:02d}.bin" for name in ("text_ids", "text_atten_mask", "cross_kv")
+        )
         wanted = np.array(data.ids[texts])
         wanted[:, 0] = data.encode_id
         np.testing.assert_array_equal(np.fromfile(ids, np.int64).reshape(3, 35), wanted)
@@ -123,8 +131,9 @@ def test_pairs_that_cannot_be(copied: Path, files: Path, tiny_data: Path, monkey
 
     assert "itm_cached_bs3.om, which takes 3" in chain.refusal(pairs("--rows", 4), 2)
     assert "was made for another data folder" in chain.refusal(pairs(data=tiny_data))
-    monkeypatch.setattr(ais_bench_pairs, "MOST_FILES", 20)
-    assert "ais_bench takes 20 in a folder" in chain.refusal(pairs())
+    for module in (ais_bench_pairs, ais_bench_batches):
+        monkeypatch.setattr(module, "MOST_FILES", 20)
+    assert re.search(r"makes \d+ batches of 3 pairs, each a file; ais_bench takes 20 in a folder", chain.refusal(pairs()))
     (copied / "ais" / "image_kv" / "05_0.bin").unlink()
     assert "image_kv/05_0.bin is missing" in chain.refusal(pairs())
 
@@ -165,7 +174,7 @@ def test_float16_outputs(atc_graphs: Path, files: Path, ours: Path, tmp_path: Pa
     """With --output_type=FP16 of ATC: keys and values are widened for a graph that takes float32."""
     halves = dict.fromkeys(("text_embed", "image_kv", "itm_cached"), half_outputs)
     out = whole_run(write_om(tmp_path / "om", atc_graphs, changed=halves), files, tmp_path / "run", "2025")
-    sizes = [(out / "pairs" / "cross_kv" / "00.bin").stat().st_size, (out / "ais" / "image_kv" / "00_0.bin").stat().st_size]
+    sizes = [first(out / "pairs" / "cross_kv").stat().st_size, (out / "ais" / "image_kv" / "00_0.bin").stat().st_size]
     assert sizes[0] == 2 * sizes[1]
     found, _ = read(AisBench(out / "ais", out / "pairs"), files, verify=False)
     wanted = read_outputs(ours)
@@ -184,6 +193,10 @@ def test_an_int32_om(atc_graphs: Path, files: Path, tmp_path: Path) -> None:
         return spec
 
     out = scripted(write_om(tmp_path / "om", graphs, changed={"text_embed": narrow}), files, tmp_path / "run")
+    done = bash(out, "2025")
+    assert (done.returncode, "takes text_ids int32 560 bytes" in done.stderr) == (1, True)
+    text = (out / "ais_bench.sh").read_text("utf-8")
+    (out / "ais_bench.sh").write_text(text.replace("        opened text_embed ", "        : "), "utf-8")  # by hand
     done = bash(out, "2025")
     assert done.returncode == 0, done.stderr  # all seems well
     said = chain.refusal(chain.call(postprocess.__main__.main, "--recall", "--ais-bench", out / "ais", "--out", tmp_path / "r"))
@@ -207,12 +220,17 @@ def test_blip2(tmp_path: Path) -> None:
     [
         (lambda run: (run / "ais" / "text_embed" / "07_0.bin").unlink(), "text_embed/07_0.bin is missing"),
         (lambda run: shutil.copy(run / "ais/image/07_0.bin", run / "ais/image/77_0.bin"), "image/77_0.bin is no output"),
-        (lambda run: (run / "ais" / "itm_cached" / "07_0.bin").write_bytes(b"1234"), "itm_cached/07_0.bin has 4 bytes"),
+        (lambda run: first(run / "ais" / "itm_cached").write_bytes(b"1234"), "_00_0.bin has 4 bytes"),
+        (
+            lambda run: nan(run / "ais" / "image" / "07_0.bin"),
+            "image/07_0.bin holds NaN or infinity: image gave it in image_embed",
+        ),
+        (lambda run: nan(first(run / "ais" / "itm_cached")), "_00_0.bin holds NaN or infinity: itm_cached gave it in itm_logits"),
         (lambda run: shutil.rmtree(run / "ais" / "itm_cached"), "ais/itm_cached. ais_bench writes it"),
         (lambda run: (run / "ais" / "image_summary.json").unlink(), "ais/image has no summary"),
         (lambda run: shutil.rmtree(run / "pairs"), "pairs. blip-run pairs writes it."),
         (lambda run: (run / manifest.NAME).unlink(), "Write the folder again with blip-run ais-bench-script."),
-        (lambda run: (run / "pairs" / "text_ids" / "07.bin").unlink(), "text_ids/07.bin is missing"),
+        (lambda run: first(run / "pairs" / "text_ids").unlink(), "_00.bin is missing"),
     ],
 )
 def test_a_report_that_is_refused(copied: Path, files: Path, tmp_path: Path, spoil: Callable[[Path], object], says: str) -> None:
@@ -220,6 +238,53 @@ def test_a_report_that_is_refused(copied: Path, files: Path, tmp_path: Path, spo
     named = ("--ais-bench", copied / "ais", "--pairs", copied / "pairs", "--data", files, "--out", tmp_path / "report")
     assert says in chain.refusal(chain.call(postprocess.__main__.main, "--recall", *named))
     assert not (tmp_path / "report").exists()
+
+
+def nan(path: Path) -> None:
+    held = np.fromfile(path, np.float32)
+    held[1] = np.nan
+    held.tofile(path)
+
+
+def test_nan_where_nothing_is_ranked_again(copied: Path, files: Path, tmp_path: Path) -> None:
+    report(tmp_path / "control", "--ais-bench", copied / "ais", "--data", files)
+    nan(copied / "ais" / "image" / "07_0.bin")
+    named = ("--ais-bench", copied / "ais", "--data", files, "--out", tmp_path / "report")
+    said = chain.refusal(chain.call(postprocess.__main__.main, "--recall", *named))
+    assert "ais/image/07_0.bin holds NaN or infinity: image gave it in image_embed" in said
+    assert not (tmp_path / "report").exists()
+
+
+def test_scores_of_other_pairs(copied: Path, files: Path, tmp_path: Path) -> None:
+    """As many batches, and files of the same sizes: the names alone tell, and what they begin with."""
+    named = ("--ais-bench", copied / "ais", "--pairs", copied / "pairs", "--data", files)
+    before = report(tmp_path / "before", *named)
+    old = [path.name for path in sorted((copied / "pairs" / "text_ids").iterdir())]
+    tag = manifest.read(copied / "pairs", "pairs").content["tag"]
+    assert "pairs at k_test 6" in with_pairs(copied, files, "--k-test", K + 1)
+    other = manifest.read(copied / "pairs", "pairs").content["tag"]
+    assert len(old) <= len(list((copied / "pairs" / "text_ids").iterdir()))
+    said = chain.refusal(chain.call(postprocess.__main__.main, "--recall", *named, "--out", tmp_path / "report"))
+    assert said == (
+        f"{copied}/ais/itm_cached_summary.json is of other pairs than {copied}/pairs: itm_cached was fed "
+        f"pairs/text_ids/{tag}_00.bin, and the files of these begin with {other}_. Run it again: bash ais_bench.sh itm_cached."
+    )
+    assert bash(copied, "2025", "itm_cached").returncode == 0
+    assert report(tmp_path / "after", *named)["counts"]["pairs"] > before["counts"]["pairs"]
+    with_pairs(copied, files, "--k-test", K)  # and back
+    assert {path.name for path in (copied / "pairs" / "text_ids").iterdir()} == set(old)
+    assert f"begin with {tag}_" in chain.refusal(chain.call(postprocess.__main__.main, "--recall", *named))
+
+
+def test_inputs_in_another_order(copied: Path, files: Path, tmp_path: Path) -> None:
+    """By hand: masks for words, of the same names and bytes."""
+    text, (given, turned) = (copied / "ais_bench.sh").read_text("utf-8"), ("{0}/ids,{0}/mask", "{0}/mask,{0}/ids")
+    data = os.path.relpath(files, copied)
+    (copied / "ais_bench.sh").write_text(text.replace(given.format(data), turned.format(data)), "utf-8")
+    done = bash(copied, "2025", "text_embed")
+    assert done.returncode == 0, done.stderr
+    said = chain.refusal(chain.call(postprocess.__main__.main, "--recall", "--ais-bench", copied / "ais", "--data", files))
+    assert f"text_ids of text_embed was fed {data}/mask/00.bin; expected the files of a folder ids." in said
 
 
 def test_options_that_do_not_go_together(theirs: Path, ours: Path, files: Path, tiny_data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -84,6 +85,34 @@ def test_retrieval(pictures: Path, tmp_path: Path) -> None:
         found = run("beside", "--batchsize", 7)
     for name in ("image_embed.npy", "text_embed.npy", "itm_logits.npy"):
         assert (found / name).read_bytes() == (tmp_path / "om--batchsize-7---device-0,1,2,3" / name).read_bytes()
+
+
+def test_retrieval_at_several_text_lengths(pictures: Path, tmp_path: Path) -> None:
+    """The same pairs and the same report from files for 8, 16, 24 and 35 tokens, of which a short caption takes a short one."""
+    exported(tmp_path, "blip-demo", "--graphs", "text_embed,image,image_kv,itm_cached", "--length", "open")
+    assert "can read" in chain.done(
+        chain.call(export.atc.main, "--check", "--graphs", tmp_path / "graphs", "--length", "buckets")
+    )
+    converted(tmp_path, tmp_path / "buckets", "--batchsize", BATCHES, "--length", "buckets")
+    assert {f"itm_cached_bs7{end}.om" for end in ("", "_len8", "_len16", "_len24")} <= {
+        path.name for path in (tmp_path / "buckets").iterdir()
+    }
+    data, found = prepared(tmp_path, "retrieval", pictures), []
+    for graphs in ("om", "buckets"):
+        out = tmp_path / f"outputs-{graphs}"
+        with ais_bench("2025"):
+            aclruntime = importlib.import_module("aclruntime")
+            aclruntime.ran.clear()
+            named = ("retrieval", "--graphs", tmp_path / graphs, "--data", data, "--k-test", 5, "--batchsize", 7, "--out", out)
+            chain.done(chain.call(runtime.__main__.main, *named))
+        assert any("_len" in name for name in aclruntime.ran) == (graphs == "buckets")
+        found.append((read_retrieval(out), chain.recall(out, tmp_path / f"report-{graphs}")))
+    (ours, report), (theirs, wanted) = found
+    assert report == wanted
+    for name in ("pair_image", "pair_text"):
+        np.testing.assert_array_equal(getattr(ours, name)[:], getattr(theirs, name)[:])
+    for name in ("text_embed", "itm_logits"):
+        np.testing.assert_allclose(getattr(ours, name)[:], getattr(theirs, name)[:], rtol=0, atol=1e-5)
 
 
 def test_captions(pictures: Path, tmp_path: Path) -> None:

@@ -16,39 +16,18 @@ from click.testing import Result
 
 import runtime.__main__
 from export import atc as command
-from export.atc_errors import MEANING, failure
-from export.soc import soc_names
+from export import atc_plan
 from models import manifest
+from models.errors import UserError
 from models.om import entries
 from tests import chain
-from tests.doubles import atc as double
+from tests.atc_calls import install, left, listed, run
 from tests.om_graphs import TEXT, onnx_of, write_folder
-
-SMI = """\
-+-------------------------------+-----------------+------------------------------------------------------+
-| npu-smi 23.0.rc3              Version: 23.0.rc3                                                        |
-+-------------------------------+-----------------+------------------------------------------------------+
-| NPU     Name                  | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
-| Chip    Device                | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
-+===============================+=================+======================================================+
-| 0       {first}                 | OK              | 15.8         42                0    / 0              |
-| 0       0                     | 0000:82:00.0    | 0            1074 / 21534                            |
-+===============================+=================+======================================================+
-| 1       {second}                 | OK              | 15.8         42                0    / 0              |
-| 0       1                     | 0000:83:00.0    | 0            1074 / 21534                            |
-+-------------------------------+-----------------+------------------------------------------------------+
-| NPU     Chip                  | Process id      | Process name             | Process memory(MB)        |
-| 0       0                     | 123             | python                   | 310                       |
-"""
 
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with atc and what bash itself does not have, and no Python."""
-    folder = double.install(tmp_path_factory.mktemp("tools"))
-    for name in ("bash", "dirname", "rm"):
-        (folder / name).symlink_to(str(shutil.which(name)))
-    return folder
+    return install(tmp_path_factory.mktemp("tools"))
 
 
 @pytest.fixture
@@ -62,22 +41,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """text_embed of TINY with its batch open, as blip-export writes it."""
     folder = tmp_path_factory.mktemp("exported")
     return chain.export_graphs(folder, "--target", "ascend", "--graphs", "text_embed,image_feat")
-
-
-def run(graphs: Path, *asked: object, soc: str | None = "Ascend310P3") -> Result:
-    named = () if soc is None else ("--soc", soc)
-    return chain.call(command.main, "--graphs", graphs, "--out", graphs.parent / "om", *named, *asked)
-
-
-def listed(graphs: Path) -> None:
-    """The manifest knows the graphs as they now are."""
-    content = json.loads((graphs / manifest.NAME).read_text("utf-8"))
-    manifest.write(graphs, "graphs", {key: content[key] for key in content.keys() - {"format", "kind", "made_by", "files"}})
-
-
-def left(graphs: Path) -> list[str]:
-    """What lies beside the graphs."""
-    return sorted(path.name for path in graphs.parent.iterdir() if path != graphs)
 
 
 # om/
@@ -261,74 +224,6 @@ def test_a_script_does_not_replace_what_one_made(graphs: Path, tools: Path) -> N
     assert (om / "image_kv_bs1.om").exists()
 
 
-# Failures of ATC
-
-
-@pytest.mark.parametrize("code", [*MEANING, "EB9999"])
-def test_every_code_is_one_sentence(code: str) -> None:
-    said = f"ATC run failed, Please check the detail log\n{code}: Something is wrong.\n  Solution: none\n"
-    message = failure("itm_bs4", 255, said).message
-    assert message.startswith(f"itm_bs4: atc ended with exit status 255, {code}, ")
-    assert ": Something is wrong. " in message
-    assert message.endswith("nothing was written.")
-
-
-def test_the_code_that_says_more_counts() -> None:
-    assert "E20001" in failure("a", 255, "E19999: Inner Error!\nEZ9999: Inner\nE20001: Failed to compile").message
-    assert "EZ9999" in failure("a", 255, "[EZ9999] Inner Error!").message
-    assert "no error code" in failure("a", 1, "E1234 REE99999 error 10001").message
-
-
-def test_a_script_around_atc_whose_child_is_killed(graphs: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    around = graphs.parent / "around"
-    around.mkdir()
-    (around / "atc").write_text(f'#!/bin/sh\n{tools}/atc "$@"\nexit $?\n')
-    (around / "atc").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{around}:{tools}")
-    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_kv_bs1=killed")
-    asked = ("--batchsize", "1", "--only", "image_kv")
-    assert "atc was killed (SIGKILL), most often for lack of memory." in chain.refusal(run(graphs, *asked))
-    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_kv_bs1=silent")
-    assert "exit status 3 and no error code" in chain.refusal(run(graphs, *asked))
-
-
-@pytest.mark.parametrize(
-    ("failing", "said"),
-    [
-        (
-            "E20001",
-            "exit status 255, E20001, an operator could not be compiled for this processor: Failed to compile op MatMulV2.",
-        ),
-        ("EZ9999", "exit status 255, EZ9999, a kernel of the AI core could not be built"),
-        ("silent", "exit status 3 and no error code; it said: ATC start working now, please wait for a moment.."),
-        ("killed", "atc was killed (SIGKILL), most often for lack of memory."),
-        ("nothing", "there is no image_feat_bs1.om, though atc reported success."),
-        ("empty", "image_feat_bs1.om is empty, though atc reported success."),
-    ],
-)
-def test_atc_fails(graphs: Path, monkeypatch: pytest.MonkeyPatch, failing: str, said: str) -> None:
-    chain.done(run(graphs, "--batchsize", "1", "--only", "text_embed"))
-    before = manifest.read(graphs.parent / "om", "om").digest
-    monkeypatch.setenv("ATC_DOUBLE_FAIL", f"image_feat_bs1={failing}")
-    message = chain.refusal(run(graphs, "--batchsize", "1", "--only", "text_embed,image_feat"))
-    assert message.startswith("image_feat_bs1: ")
-    assert said in message
-    assert left(graphs) == ["om"]  # nothing half-written, and what was complete is as it was
-    assert manifest.read(graphs.parent / "om", "om", verify=True).digest == before
-
-
-def test_an_operator_that_atc_does_not_read(graphs: Path) -> None:
-    model = onnx_of(TEXT, 17)
-    model.graph.node[0].op_type = "Attention"
-    onnx.save(model, graphs / "text_embed.onnx")
-    assert "text_embed.onnx has" in chain.refusal(run(graphs))  # the manifest knows its size
-    listed(graphs)
-    message = chain.refusal(run(graphs, "--only", "text_embed"))
-    assert "E16002, the graph holds an operator that this CANN release does not read" in message
-    assert "ai.onnx::17::Attention" in message
-    assert left(graphs) == []
-
-
 # Misuse
 
 
@@ -376,45 +271,6 @@ def test_a_folder_of_something_else(graphs: Path) -> None:
     assert left(graphs) == ["om"]
 
 
-# The processor
-
-
-def test_names_of_processors() -> None:
-    assert soc_names(SMI.format(first="310P3", second="310P3")) == {"Ascend310P3"}
-    assert soc_names(SMI.format(first="910B4", second="310B1")) == {"Ascend910B4", "Ascend310B1"}
-    assert soc_names("no table") == set()
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("exit 9", "npu-smi info ended with exit status 9."),
-        ("echo nothing", "npu-smi info names no processor; one was expected."),
-        (f"cat <<'END'\n{SMI.format(first='910B4', second='310P3')}END", "names Ascend310P3 and Ascend910B4; one was expected."),
-        (None, "This machine has no npu-smi, so its processor is not known."),
-    ],
-)
-def test_no_processor(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str) -> None:
-    if script:
-        add_smi(tmp_path / "smi", script, monkeypatch)
-    message = chain.refusal(run(graphs, soc=None))
-    assert said in message
-    assert "Say it with --soc" in message
-    assert said in chain.refusal(run(graphs, "--dry-run", soc=None), 2)
-
-
-def test_the_processor_of_this_machine(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_smi(tmp_path / "smi", f"cat <<'END'\n{SMI.format(first='310P3', second='310P3')}END", monkeypatch)
-    assert "--soc_version=Ascend310P3" in chain.done(run(graphs, "--dry-run", soc=None))
-
-
-def add_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.mkdir()
-    (folder / "npu-smi").write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
-    (folder / "npu-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
 # --check
 
 
@@ -436,10 +292,75 @@ def test_check(graphs: Path) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        *(("--length", "5"), ("--precision", "fp16"), ("--dynamic", "none"), ("--soc", "310P3"), ("--keep", "k")),
+        *(("--precision", "fp16"), ("--dynamic", "none"), ("--soc", "310P3"), ("--keep", "k")),
         *(("--op-precision", "o"), ("--external-weight",), ("--out", "om")),
     ],
 )
 def test_check_takes_no_other_option(graphs: Path, asked: tuple[str, ...]) -> None:
     said = chain.refusal(chain.call(command.main, "--check", "--graphs", graphs, *asked), 2)
-    assert said == f"--check takes --graphs, --only, --batchsize and --cann alone; leave out {asked[0]}."
+    assert said == f"--check takes --graphs, --only, --batchsize, --length, --cann and --operators alone; leave out {asked[0]}."
+
+
+def test_another_list_of_operators(graphs: Path, tmp_path: Path) -> None:
+    """That of the release at hand, which may lack what ours has."""
+    asked, table = ("--check", "--graphs", graphs, "--only", "text_embed", "--operators"), tmp_path / "ops.txt"
+    table.write_text("8-18 Cast MatMul\n", "utf-8")
+    assert "would refuse" in chain.refusal(said := chain.call(command.main, *asked, table))
+    assert "text_embed: operator: ATC has no parser for Mul: Mul '/Mul'." in said.stdout
+    table.write_text("8-18 Cast MatMul Mul\n", "utf-8")
+    chain.done(chain.call(command.main, *asked, table))
+    for text in ("operators: Cast", "18-8 Cast", "8-999999999999 Cast"):
+        table.write_text(text, "utf-8")
+        assert f"{table}, line 1: expected opsets and names, as in" in chain.refusal(chain.call(command.main, *asked, table))
+    wrong = f"The list of ATC's operators {tmp_path} cannot be read: is a directory."
+    assert chain.refusal(chain.call(command.main, *asked, tmp_path)) == wrong
+    without = chain.refusal(run(graphs, "--operators", table), 2)
+    assert without == "--operators is the list that --check looks operators up in; give both, or leave it out."
+
+
+# Sizes and modes
+
+
+def test_a_file_that_ais_bench_would_refuse(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float16 takes half of what float32 does; beside the .om the weights do not count."""
+    size = (graphs / "image_feat.onnx").stat().st_size
+    monkeypatch.setattr(atc_plan, "LARGEST_OM", size - 1)
+    asked = ("--dry-run", "--only", "image_feat", "--precision")
+    said = "Warning: The .om of image_feat will hold some 0.0 GB of weights; ais_bench refuses one of more than 0 GB. Add"
+    assert said in run(graphs, *asked, "origin").stderr
+    assert "Warning" not in run(graphs, *asked, "fp16").stderr
+    assert "Warning" not in run(graphs, *asked, "origin", "--external-weight").stderr
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_modes_of_files(graphs: Path, tools: Path, umask: int) -> None:
+    """As ais_bench takes them, whoever makes them and whatever the umask."""
+    om, before = graphs.parent / "om", os.umask(umask)
+    try:
+        chain.done(run(graphs, "--batchsize", "1", "--external-weight"))
+        modes = {path.stat().st_mode & 0o777 for path in om.rglob("*") if path.is_file()}
+        folders = {path.stat().st_mode & 0o777 for path in (om, *om.rglob("*")) if path.is_dir()}
+        shutil.rmtree(om)
+        scripted(graphs, "--batchsize", "1")
+        assert bash(om, tools).returncode == 0
+        made = {path.stat().st_mode & 0o777 for path in om.glob("*.om")}
+    finally:
+        os.umask(before)
+    assert (modes, folders, made) == ({0o640}, {0o750}, {0o640})
+
+
+# Its manifest
+
+
+def test_a_damaged_manifest_names_who_mends_it(graphs: Path, tmp_path: Path) -> None:
+    chain.done(run(graphs, "--batchsize", "1"))
+    path = graphs.parent / "om" / manifest.NAME
+    values = json.loads(path.read_text("utf-8"))
+    asked = ("retrieval", "--graphs", path.parent, "--data", "d", "--out", "o")
+    path.write_text("{", "utf-8")
+    broken = chain.refusal(chain.call(runtime.__main__.main, *asked))
+    assert f"{path} is damaged" in broken
+    assert broken.endswith("Write the folder again with blip-atc.")
+    del values["oms"][0]["command"]
+    with pytest.raises(UserError, match=rf"^{path} lacks or garbles 'command'. Write the folder again with blip-atc.$"):
+        entries(values, path)

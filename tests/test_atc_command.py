@@ -243,8 +243,10 @@ def test_gears_that_atc_does_not_take(graphs: Path, batches: list[int]) -> None:
     ("asked", "said"),
     [
         ({"only": ["text"]}, "has no graph 'text'; it has: text_embed, image_feat, image_kv."),
-        ({"length": "30"}, "--length 30 was asked, these graphs were exported for 5 tokens."),
-        ({"length": "buckets"}, "--length buckets needs graphs whose text axis is open; these were exported for 5 tokens."),
+        ({"length": "30"}, "--length 30 holds 30, these graphs were exported for texts of 5 tokens at most."),
+        ({"length": "buckets"}, "--length buckets needs graphs whose text axis is open; text_embed was exported for 5 tokens."),
+        ({"length": "3,5"}, "Export it again: graphs of retrieval with --target ascend --length open; others in a folder"),
+        ({"length": "buckets", "only": ["image_kv"]}, "--length buckets is of texts, and image_kv read none. Leave it out."),
         ({"cann": 6}, "CANN 6 reads opsets 9 to 13, these graphs have 17. Export them with --opset 13"),
     ],
 )

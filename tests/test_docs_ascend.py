@@ -79,7 +79,8 @@ def test_every_step_is_there() -> None:
 
 def test_the_preset_is_given_to_each_step_that_takes_it() -> None:
     given = [parsed(line).get("recipe") for line in commands(PAGE) if "--as" in line]
-    assert given == [ASCEND_MODELZOO] * 5  # blip-pre, blip-run, blip-post; blip-run pairs and blip-post of what ais_bench wrote
+    # blip-pre, blip-run, blip-post; and with ais_bench alone ais-bench-script, pairs and blip-post
+    assert given == [ASCEND_MODELZOO] * 6
 
 
 def test_what_moves_the_figures() -> None:

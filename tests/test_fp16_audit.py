@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import export.__main__
 import export.atc
-from export import weights
+from export import fp16_audit, weights
 from export.fp16_audit import audit
 from export.half import observe, simulate
 from models import manifest
@@ -146,6 +146,57 @@ def test_squares_of_a_norm_overflow_where_it_is_taken_apart(tmp_path: Path) -> N
         assert record["accuracy"][0]["kept"] < 0.1
         assert {each["op"] for each in record["overflowing"]} <= {"Pow", "ReduceMean", "Add"}
         assert record["largest"][0]["largest"] > 1000
+
+
+def guarded(path: Path, eps: float = 1e-12) -> Path:
+    """x / sqrt(mean(x * x) + eps), and its exponential, which has a divisor of its own."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], "square"),
+        helper.make_node("ReduceMean", ["square"], ["mean"], "mean"),
+        helper.make_node("Add", ["mean", "eps"], ["sum"], "sum"),
+        helper.make_node("Sqrt", ["sum"], ["root"], "root"),
+        helper.make_node("Div", ["x", "root"], ["norm"], "norm"),
+        helper.make_node("Tanh", ["norm"], ["bounded"], "bounded"),
+        helper.make_node("Add", ["norm", "bounded"], ["y"], "last"),
+    ]
+    return graph_of(path, nodes, {"eps": np.full(4, eps, np.float32)}, ["x"], "y")
+
+
+def test_planted_underflow(tmp_path: Path) -> None:
+    """A divisor that becomes 0: what makes and reads it is kept, and nothing else."""
+    path, x = guarded(tmp_path / "graph.onnx"), np.array([1e-5, -2e-5, 5e-6, 1e-5], np.float32)
+    found = audit("graph", path, [{"x": x}])
+    assert not found.overflowing
+    assert np.isinf(found.accuracy[0].half)
+    assert found.accuracy[0].kept < CLOSE
+    assert found.keep == ("square", "mean", "sum", "root", "norm")
+    assert len(found.lines()) == 1
+    # The control: without any of them but the root and the quotient, whose own results float16 holds, the norm is another.
+    exact = halved(path, {"x": x}, (*found.keep, "bounded", "last"))[0]
+    for name in ("square", "mean", "sum"):
+        with np.errstate(invalid="ignore"):
+            assert not (abs(halved(path, {"x": x}, set(found.keep) - {name})[0] - exact) < 0.1).all()
+    assert audit("graph", guarded(path, eps=1.0), [{"x": x}]).keep == ()
+
+
+def test_what_no_list_removes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, feeds = guarded(tmp_path / "graph.onnx"), [{"x": np.full(4, 1e-5, np.float32)}]
+    monkeypatch.setattr(fp16_audit, "exploding", lambda *_: [])
+    assert audit("graph", path, feeds).lines()[1:] == [
+        "y of graph is infinite or NaN in float16 with these kept. "
+        "Convert that graph with blip-atc --only graph --precision origin."
+    ]
+    broken = audit("graph", guarded(path, eps=0.0), [{"x": np.zeros(4, np.float32)}])
+    assert broken.lines()[1:] == ["y of graph is infinite or NaN in float32 too: look at the checkpoint, and at the pictures."]
+
+
+@pytest.mark.parametrize(("value", "infinite"), [(65504.0, 0), (65519.9, 0), (65520.0, 1), (-65520.0, 1)])
+def test_where_float16_ends(squares: Path, value: float, infinite: int) -> None:
+    """By rounding, as numpy rounds."""
+    seen = {each.tensor: each for each in observe(squares, [{"x": np.array([value, 0, 0, 0], np.float32)}])}
+    with np.errstate(over="ignore"):
+        assert np.isinf(np.float32(value).astype(np.float16)) == bool(infinite)
+    assert seen["x"].overflow == infinite
 
 
 def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

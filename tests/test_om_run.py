@@ -27,6 +27,8 @@ from tests.tiny import random_blip2
 RETRIEVAL = ("image", "text_embed", "image_kv", "itm_cached")
 WHOLE = 7  # a batch that divides the 14 pictures and the 35 captions; chain.STATIC divides neither
 K = ("--k-test", 5)
+LAST = {"itm_cached": "text_ids", "image": "input_image"}
+LAST_TYPES = {"itm_cached": TensorProto.INT32, "image": TensorProto.DOUBLE}
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,38 @@ def test_an_int32_file_is_refused(today: None, by_batch: dict[int, Path], tiny_d
     assert said.startswith(f"text_embed: {om / 'text_embed_bs7.om'} takes text_atten_mask as int32; expected int64.")
 
 
+@pytest.mark.parametrize(("task", "device"), [("retrieval", "0"), ("retrieval", "0,1"), ("classify", "0")])
+def test_every_file_is_looked_at_before_the_first_runs(
+    today: None, by_batch: dict[int, Path], tiny_data: Path, tmp_path: Path, task: str, device: str
+) -> None:
+    """Not when the pictures, which come first, are done."""
+    wrong = "itm_cached" if task == "retrieval" else "image"  # of each task what runs last
+    om = write_om(tmp_path / "om", by_batch[WHOLE], changed={wrong: cast_input(LAST[wrong], LAST_TYPES[wrong])})
+    data = tiny_data if task == "retrieval" else classes.prepare(tmp_path, by_batch[WHOLE])
+    import aclruntime  # type: ignore[import-not-found]  # the stand-in, which `today` puts on the path
+
+    before = len(aclruntime.runs)
+    said = chain.refusal(chain.run(om, data, tmp_path / "outputs", "--device", device, task=task))
+    assert f"{wrong}_bs7.om takes {LAST[wrong]} as " in said
+    assert len(aclruntime.runs) == before
+    assert not list(tmp_path.glob("*outputs*"))  # nor is anything begun
+
+
+def test_a_larger_batch_than_there_is(today: None, expected: Any, tiny_data: Path, tmp_path: Path) -> None:
+    wanted, om = expected(WHOLE)
+    said = chain.done(chain.run(om, tiny_data, tmp_path / "outputs", *K, "--batchsize", 100, "--itm-batchsize", 64))
+    line = (
+        f"{om} has no larger .om: it runs image, text_embed in batches of 7, not of 100; itm_cached in batches of 7, not of 64."
+    )
+    assert line in said.splitlines()
+    backend = read_retrieval(tmp_path / "outputs").run["backend"]
+    assert (backend["batchsize"], backend["itm_batchsize"]) == (100, 64)  # what was asked
+    assert backend["batches"] == {"image": 7, "text_embed": 7, "image_kv": 7, "itm_cached": 7}  # and what was run
+    said = chain.done(chain.run(om, tiny_data, tmp_path / "fits", *K, "--batchsize", 7, "--itm-batchsize", 3))
+    assert "no larger .om" not in said
+    assert "batches" not in read_retrieval(wanted).run["backend"]  # of ONNX Runtime, which takes any
+
+
 @pytest.mark.parametrize(
     ("device", "provider", "said"),
     [
@@ -166,7 +200,8 @@ def test_classify(generation: str, atc_graphs: Path, om: Path, tmp_path: Path) -
     for graphs, out in ((atc_graphs, "wanted"), (om, "found")):
         chain.done(chain.run(graphs, data, tmp_path / out, task="classify"))
     same_tensors(tmp_path / "found", tmp_path / "wanted")
-    assert read_classify(tmp_path / "found").run["backend"]["soc"] == SOC
+    backend = read_classify(tmp_path / "found").run["backend"]
+    assert (backend["soc"], backend["batches"]) == (SOC, {"text_embed": 3, "image_embed": 3})
 
 
 def test_features(today: None, tmp_path: Path) -> None:

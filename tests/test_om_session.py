@@ -194,6 +194,20 @@ def test_failures_of_the_npu(path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert refused(lambda: OmBackend(path, SPEC, 1)).startswith(f"{path} cannot be loaded on NPU 1: [-1][ACL: general failure].")
 
 
+def test_a_file_of_another_user(path: Path, generation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only that of today looks."""
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    monkeypatch.setattr(os, "getgroups", lambda: [path.stat().st_gid])
+    OmBackend(path, SPEC, 0)  # of a group of theirs
+    monkeypatch.setattr(os, "getgroups", lambda: [path.stat().st_gid + 1])
+    if generation == "2023":
+        OmBackend(path, SPEC, 0)
+        return
+    said = refused(lambda: OmBackend(path, SPEC, 0))
+    assert said.startswith(f"{path} cannot be loaded on NPU 0: model path:{path} is illegal. ")
+    assert "files of this user or group that nobody else can write" in said
+
+
 def test_without_ais_bench(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ais_bench.infer.interface", None)
     said = refused(lambda: OmBackend(path, SPEC, 0))

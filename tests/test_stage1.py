@@ -29,7 +29,7 @@ from tests.chain import TOKENS
 from tests.test_blip2_models import plainly
 from tests.test_losses import log_softmax
 from tests.tiny import TINY2, fill, random_stage1
-from training import checkpoint, data, loop, losses, stage1
+from training import checkpoint, data, loop, stage1
 from training.__main__ import main
 from training.initial import initialise
 from training.options import Options

@@ -194,10 +194,7 @@ class TorchDecoder:
             return self._t5(prompt, ids, mask, new)
         words, seen = torch.cat([ids, new], dim=1), torch.cat([mask, torch.ones_like(new)], dim=1)
         places = (seen.cumsum(1) - seen) + prompt.shape[1]
-        llm = self.model.cfg.llm
-        empty = torch.zeros(len(ids), llm.heads, 0, llm.width // llm.heads)
-        past, none = [(empty, empty)] * llm.depth, torch.zeros(len(ids), 0, dtype=torch.int64)
-        logits: Tensor = self.model.next_words(prompt, words, seen, places, past, none)[0]
+        logits: Tensor = self.model.next_words(prompt, words, seen, places, None, None)[0]
         return logits
 
     def _t5(self, prompt: Tensor, ids: Tensor, mask: Tensor, new: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ FAILED = "[-1][ACL: general failure] "
 
 loaded: weakref.WeakSet[InferenceSession] = weakref.WeakSet()  # whose model is on the NPU
 runs: list[int] = []  # the NPU of each run of this process
+ran: list[str] = []  # and its file
 _of_thread = threading.local()
 _ended: list[bool] = []  # finalize() was called
 
@@ -100,7 +101,7 @@ class InferenceSession:
         except Exception as error:
             print(f"[ERROR] load model from file failed, model file is {path}")
             raise RuntimeError(FAILED) from error
-        self._device, self._options, self._times = device, options, list[Any]()
+        self._path, self._device, self._options, self._times = path, device, options, list[Any]()
         self._inputs = [_described(v, v.name) for v in self._session.get_inputs()]
         self._shapes = [wanted.shape for wanted in self._inputs]
         self._outputs = [_described(v, f"Node_{n}:0:{v.name}") for n, v in enumerate(self._session.get_outputs())]
@@ -140,6 +141,7 @@ class InferenceSession:
             ended = time.perf_counter() * 1000
             self._times.append((began, ended) if generation() == 2025 else ended - began)
         runs.append(self._device)
+        ran.append(self._path)
         by_name = {described.name: array for described, array in zip(self._outputs, found, strict=True)}
         tensors = [Tensor(by_name[name]) for name in names]
         for tensor in tensors:

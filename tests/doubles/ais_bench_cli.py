@@ -18,6 +18,7 @@ from typing import Any
 
 import aclruntime
 import numpy as np
+from ais_bench.infer.interface import is_owned
 
 PADDING = "padding_infer_fake_file"
 MOST_FILES = 100_000
@@ -70,7 +71,7 @@ def _is_legal(path: str, forbidden: int, must: bool = True) -> bool:
     whole = Path(path).absolute()
     if re.search(r"[^_A-Za-z0-9/.-]", str(whole)) or whole.is_symlink():
         return False
-    return not (whole.stat().st_mode & forbidden) if whole.exists() else not must
+    return is_owned(whole) and not whole.stat().st_mode & forbidden if whole.exists() else not must
 
 
 def _files(folder: str) -> Paths:
@@ -128,19 +129,28 @@ def _run(args: Any, device: int, inputs: Paths, dirname: str) -> None:
                 )
                 said["outfiles"].append(str(path))
     times = [time[1] - time[0] if isinstance(time, tuple) else time for time in session.sumary().exec_time_list]
-    mean = float(np.mean(times))
+    memory = aclruntime.MemorySummary()
     summary = {
         "filesinfo": found,
         "args": sys.argv,
-        "NPU_compute_time": {"min": min(times), "max": max(times), "mean": mean, "count": len(times)},
+        "NPU_compute_time": _statistics(times),
+        "H2D_latency": _statistics(memory.H2D_time_list),
+        "D2H_latency": _statistics(memory.D2H_time_list),
+        "throughput": 1000 * (args.batchsize or 1) / float(np.mean(times)),
         "npu_compute_time_list": times,
-        "throughput": 1000 * (args.batchsize or 1) / mean,
         "pid": os.getpid(),
     }
     Path(f"{out}_summary.json").write_text(json.dumps(summary), "utf-8")
     session.free_resource()
     if umask is not None:
         os.umask(umask)
+
+
+def _statistics(times: list[float]) -> dict[str, float]:
+    held = times or [0.0]
+    found = {"min": np.min(held), "max": np.max(held), "mean": np.mean(held), "median": np.median(held)}
+    found["percentile(99%)"] = np.percentile(held, 99)
+    return {**{name: float(value) for name, value in found.items()}, "count": len(times)}
 
 
 def _filled(files: Paths, together: int) -> Paths:

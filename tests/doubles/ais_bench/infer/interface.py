@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from pathlib import Path
@@ -61,10 +62,21 @@ class Session2023(_Session):
         self.session.finalize()
 
 
+def is_owned(path: Path) -> bool:
+    """Whether a file is this user's, or of one of their groups."""
+    return path.stat().st_uid == os.geteuid() or path.stat().st_gid in os.getgroups()
+
+
 def refuse_path(path: Path) -> None:
     """What common/path_security_check.py of 2025 asks of the path of a model."""
     plain = re.fullmatch(r"[A-Za-z0-9_./-]+", str(path)) is not None
-    if not plain or path.is_symlink() or path.suffix != ".om" or path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if (
+        not plain
+        or not is_owned(path)
+        or path.is_symlink()
+        or path.suffix != ".om"
+        or path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
         raise ValueError(f"model path:{path} is illegal")
 
 
