@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.blip2 import Blip2Stage1, Retrieval
+from models.blip2_llm import Blip2Llm
 from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, Config, GenerationConfig, RetrievalConfig
 from models.errors import Misuse
 from models.fit import (
@@ -31,14 +32,16 @@ from models.layouts import (
     IGNORED,
     IGNORED_BY_CAPTIONS,
     IGNORED_BY_RETRIEVAL,
+    WORDS,
     Source,
+    has,
     known_as,
     open_checkpoint,
     open_image_encoder,
     with_decoder,
     with_image_encoder,
 )
-from models.llm_checkpoint import LLM, open_stage2
+from models.llm_checkpoint import LLM, open_language_model, open_stage2
 from models.llm_settings import check_settings, settings_of
 from models.positions import NAMES as POSITIONS
 from models.positions import fit_positions
@@ -119,6 +122,34 @@ def load_generator(
     else:
         main = with_decoder(main, shapes_of(model))
     return model, _fill(model, config, [*with_image_encoder(main, vit_checkpoint, config), *others])
+
+
+def begin_stage2(
+    config: Blip2LlmConfig, path: Path, vit_checkpoint: Path | None, llm_checkpoint: Path
+) -> tuple[Blip2Llm, LoadReport] | None:
+    """The second stage as its training begins: the first stage in `path`, a language model, and a projection of random numbers
+    between them (torch's own, as in LAVIS). None when `path` is of no first stage. Raises as `load_generator`."""
+    held = open_checkpoint(path).tensors
+    if has(held, "llm_proj") or not has(held, "itm_head") or WORDS not in held:
+        return None
+    words, places = (held[f"Qformer.bert.embeddings.{name}_embeddings.weight"].shape[0] for name in ("word", "position"))
+    qformer = replace(config.qformer, vocab=words, positions=places)
+    first, report = load_stage1(Blip2Config(config.vision, qformer, held["vision_proj.weight"].shape[0]), path, vit_checkpoint)
+    with torch.device("meta"):
+        model = Blip2Llm(config)
+    language = open_language_model(llm_checkpoint, config.llm)
+    wanted = {name: shape for name, shape in shapes_of(model).items() if name.startswith(LLM)}
+    check_model(language, config, wanted)
+    if settings := settings_of(language.path, None):
+        check_settings(settings, config.llm, of_blip2=False)
+    tensors, _ = _read(language, config, wanted)
+    model.llm_proj = nn.Linear(model.llm_proj.in_features, model.llm_proj.out_features)
+    tensors |= {name: tensor for name, tensor in first.state_dict().items() if name in shapes_of(model)}
+    tensors |= {f"llm_proj.{name}": tensor for name, tensor in model.llm_proj.state_dict().items()}
+    model.load_state_dict(tensors, assign=True)
+    model.eval().requires_grad_(False)
+    notes = (*report.notes, *language.notes, "the projection into the language model is new")
+    return model, replace(report, llm=(language.path, language.weights.sha256()), notes=notes, temperature=None)
 
 
 def load_image_encoder(model: Blip2Stage1, path: Path) -> LoadReport:

@@ -17,6 +17,7 @@ from models.config import CLIP, Blip2Config, BlipConfig
 from models.config_file import from_file
 from models.errors import Group, Misuse, extra
 from preprocess.workers import usable_cpus
+from training.commands import COMMANDS
 from training.options import Files, Options
 from training.rank_table_commands import rank_table
 
@@ -108,10 +109,12 @@ TRAINING = together(
 
 @click.group(cls=Group)
 def main() -> None:
-    """Train BLIP, or BLIP-2's first stage."""
+    """Train BLIP and BLIP-2, from nothing or from a checkpoint."""
 
 
 main.add_command(rank_table)
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command("pretrain", context_settings={"show_default": True})

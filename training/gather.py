@@ -55,6 +55,14 @@ def mean_over_all(total: Tensor, count: Tensor) -> Tensor:
     return total * (processes() / everywhere)
 
 
+def averaged(value: Tensor) -> float:
+    """The mean over the processes, without a gradient."""
+    found = value.detach().float().clone()
+    if processes() > 1:
+        distributed.all_reduce(found)
+    return found.item() / processes()
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from models.blip2 import Blip2Stage1
+from models.blip2_llm import Blip2Llm
+from models.fit import Generator
 from models.vit import PatchEmbed, VisionTransformer
+from training.pretrain import BlipFinetune
 from training.step import Trainable
 
 WORDS = 0.02  # standard deviation of the embeddings, as BERT's
@@ -18,7 +21,7 @@ POSITIONS = 0.7  # amplitude of the sines
 WAVELENGTH = 100.0  # ratio of the longest to the shortest
 
 
-def initialise(model: Trainable, seed: int) -> None:
+def initialise(model: Trainable | BlipFinetune | Generator, seed: int) -> None:
     """Fill the model at random, the same for the same seed."""
     torch.manual_seed(seed)
     for module in model.modules():
@@ -38,8 +41,9 @@ def initialise(model: Trainable, seed: int) -> None:
             nn.init.normal_(model.visual_encoder.cls_token, std=WORDS)
             model.visual_encoder.pos_embed.zero_()
             model.visual_encoder.pos_embed[0, 1:] = POSITIONS * sines(vision.image_size // vision.patch, vision.width)
-        if isinstance(model, Blip2Stage1):
+        if isinstance(model, Blip2Stage1 | Blip2Llm):
             nn.init.normal_(model.query_tokens, std=WORDS)
+        if isinstance(model, Blip2Stage1):
             start_queries_as_text(model)
 
 

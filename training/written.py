@@ -1,0 +1,45 @@
+"""The weights that a training ends with, as a checkpoint that blip-export and other people's code take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from models import config_file
+from models.blip2_llm import Blip2Llm
+from models.config import Config
+from models.llm_checkpoint import LLM
+from models.write_weights import write_safetensors
+from training.lora import merge_lora
+from training.settings import Settings
+from training.whole import by_the_first, gathered, tensors_of
+
+WEIGHTS = "weights.safetensors"
+
+
+def write_weights(model: nn.Module, config: Config, settings: Settings) -> Path:
+    """Write `weights.safetensors` into `run.out`, beside and renamed, and return its path. All processes call it; LoRA is merged.
+
+    A language model that stays as it is stays in its own folder, as LAVIS leaves it: `--llm-checkpoint` names it again.
+    """
+    lora = settings.model.lora is not None
+    if lora and isinstance(model, Blip2Llm):
+        merge_lora(model.llm_model)
+    tensors: dict[str, Tensor] = gathered(tensors_of(model))
+    if settings.model.llm_checkpoint and not lora:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LLM)}
+    path = settings.run.out / WEIGHTS
+    about = {"config": json.dumps(config_file.to_dict(config)), "task": settings.task, "seed": str(settings.run.seed)}
+
+    def write() -> None:
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            write_safetensors(beside, tensors, about)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    by_the_first(write)
+    return path
