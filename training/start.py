@@ -20,24 +20,15 @@ from training.initial import initialise
 from training.lora import add_lora
 from training.pretrain import BlipFinetune
 from training.settings import Model, Settings
-
-# The kinds of sizes that a task is for.
-KINDS: dict[str, tuple[type[Config], ...]] = {
-    "pretrain": (BlipConfig,),
-    "stage1": (Blip2Config,),
-    "stage2": (Blip2LlmConfig,),
-    "caption": (BlipCaptionConfig, Blip2LlmConfig),
-    "retrieval": (BlipConfig, Blip2Config),
-    "vqa": (BlipVqaConfig,),
-}
+from training.settings_check import MODELS
 
 
 def sizes_of(settings: Settings) -> Config:
     """The sizes of the model. Raises Misuse when there are none of that name, or when they are of another task's model."""
     model = settings.model
     config = from_file(model.config) if model.config else presets.preset(model.name or "")
-    if not isinstance(config, KINDS[settings.task]):
-        wanted = " or ".join(kind.__name__.removesuffix("Config") for kind in KINDS[settings.task])
+    if not isinstance(config, MODELS[settings.task]):
+        wanted = " or ".join(kind.__name__.removesuffix("Config") for kind in MODELS[settings.task])
         raise Misuse(
             f"model {model.config or model.name} has the sizes of {type(config).__name__.removesuffix('Config')}, "
             f"but task {settings.task} trains {wanted}."
