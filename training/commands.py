@@ -40,7 +40,7 @@ def command_of(task: str) -> click.Command:
         click.option("--perf", is_flag=True, help="Measure the speed of --max-steps steps, and save nothing."),
     ]
     found = click.command(task, cls=Command, help=TASKS[task])(callback)
-    for option in reversed(options):
+    for option in options:
         found = option(found)
     return found
 
