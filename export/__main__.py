@@ -23,7 +23,11 @@ class Length(click.IntRange):
     """A number of tokens, or OPEN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == OPEN else super().convert(value, param, ctx)
+        if value == OPEN:
+            return value
+        if not str(value).lstrip("+-").isdecimal():
+            self.fail(f"{value!r} is neither a number of tokens nor '{OPEN}'.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.command(cls=Command, context_settings={"show_default": True})

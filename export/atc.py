@@ -38,14 +38,15 @@ CHECKED_SAID = "--graphs, --only, --batchsize, --length, --cann and --operators"
 )
 @click.option(
     "--precision",
-    type=click.Choice(cann.PRECISIONS),
     default=None,
-    help=f"Of every graph.  [default: {cann.FP16} for image encoders, {cann.MIXED} for the others]",
+    metavar=f"[{'|'.join(cann.PRECISIONS)}]",
+    help=f"Of every graph, and of single ones behind it, as in {cann.FP16},itm={cann.ORIGIN}.  "
+    f"[default: {cann.FP16} for image encoders, {cann.MIXED} for the others]",
 )
 @click.option(
     "--length",
     default=None,
-    help=f"Tokens of a text, one or several with commas between, an .om for each; the graphs' longest is always among them. "
+    help=f"Tokens of a text, one or several with commas between, an .om for each; the graphs' longest must be among them. "
     f"'{BUCKETS}': the usual ones, {','.join(map(str, buckets(35)))} for 35. Several need graphs exported with --length {OPEN}."
     "  [default: the longest]",
 )

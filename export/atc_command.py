@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from export.atc_precision import reads_pictures
 from export.cann import precision_option
 from models.errors import Misuse
-from models.om import DYNAMIC_BATCH, DYNAMIC_DIMS, FIXED, OmEntry, om_stem_of
+from models.om import DYNAMIC_BATCH, DYNAMIC_DIMS, FIXED, OmEntry, om_stem
 from models.spec import GraphSpec
 
 ONNX = 5  # the framework
@@ -58,7 +58,7 @@ def job(spec: GraphSpec, bound: Sequence[GraphSpec], model: str, form: Form, len
     Raises Misuse when `form.dynamic` cannot express these batches.
     """
     batches = [_rows(one) for one in bound]
-    stem = om_stem_of(spec.name, batches, length)
+    stem = om_stem(spec.name, batches, length)
     argv = [
         "atc",
         f"--framework={ONNX}",

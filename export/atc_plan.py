@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.atc_command import Form, Job, job
-from export.atc_precision import OP_PRECISION, keep_lists, op_precision_text, reads_texts, usual_precision
+from export.atc_precision import OP_PRECISION, keep_lists, op_precision_text, precisions_asked, reads_texts, usual_precision
 from export.cann import OPSETS_READ, ORIGIN
 from export.lengths import lengths_of
 from export.sizes import PER_SEQUENCE
@@ -37,7 +37,7 @@ class Options:
     batches: Sequence[int] | None  # None for that of the graphs, or USUAL_BATCH
     soc: str
     cann: int
-    precision: str | None  # of every graph; None for what suits each
+    precision: str | None  # of every graph, or of single ones by name; None for what suits each
     length: str | None  # of texts: one or several; None for the graphs' longest
     dynamic: str
     keep: Path | None
@@ -105,11 +105,12 @@ def plan(options: Options) -> Plan:
     files: dict[str, str] = {}
     jobs: list[Job] = []
     names = wanted(options.graphs, options.only, list(specs))
-    lists = keep_lists(options.keep, names)
+    common, own = precisions_asked(options.precision, names)
+    lists = keep_lists(options.keep, names, [name for name, precision in own.items() if precision == ORIGIN])
     lengths = lengths_of([specs[name] for name in names], options.length, longest)
     for name in names:
         model = _model(options, named[name])
-        precision = options.precision or usual_precision(specs[name])
+        precision = own.get(name) or common or usual_precision(specs[name])
         more = _op_precision(options, specs[name], files)
         if name in lists:
             more += lists[name].option(name, options.graphs / named[name], precision, files)

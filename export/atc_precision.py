@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
-from export.cann import FP16, MIXED, ORIGIN
+from export.cann import FP16, MIXED, ORIGIN, PRECISIONS
 from models.errors import Misuse, UserError
 from models.spec import GraphSpec
 
@@ -35,6 +35,25 @@ def usual_precision(spec: GraphSpec) -> str:
     """An image encoder bears float16. Attention with a mask, and the Q-Former, keep what ATC's lists call sensitive."""
     queries = any(tensor.name == "query_embed" for tensor in spec.outputs)
     return FP16 if reads_pictures(spec) and not queries else MIXED
+
+
+def precisions_asked(text: str | None, graphs: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """Of --precision `text`, such as fp16,itm=origin: that of all graphs, None for what suits each, and those of single ones by
+    name. Raises Misuse for what is no precision, no graph of `graphs`, or there twice."""
+    common, own = list[str](), dict[str, str]()
+    for part in text.split(",") if text is not None else ():
+        graph, named, precision = part.strip().rpartition("=")
+        if precision not in PRECISIONS:
+            raise Misuse(f"--precision {text} holds {precision!r}, which is not one of {', '.join(PRECISIONS)}.")
+        if named and graph not in graphs:
+            raise Misuse(f"--precision {text} names {graph!r}, which is none of the graphs to convert: {', '.join(graphs)}.")
+        if graph in own or (common and not named):
+            raise Misuse(f"--precision {text} says twice what {graph or 'every graph'} is computed in.")
+        if named:
+            own[graph] = precision
+        else:
+            common.append(precision)
+    return (common[0] if common else None), own
 
 
 def op_precision_text(file: Path | None) -> str:
@@ -115,9 +134,10 @@ def _changes_lists(values: object) -> bool:
     return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
 
 
-def keep_lists(path: Path | None, graphs: Sequence[str]) -> dict[str, Keep]:
+def keep_lists(path: Path | None, graphs: Sequence[str], exact: Collection[str] = ()) -> dict[str, Keep]:
     """The list for each of `graphs` that has one: `path` for all of them, or from a folder, as `blip-export --audit-fp16` writes
-    it, that of the graph's name: none where the audit found nothing. Raises Misuse for a folder of something else."""
+    it, that of the graph's name: none where the audit found nothing, or for those of `exact`, which stay in float32 as a whole.
+    Raises Misuse for a folder of something else."""
     if path is None:
         return {}
     if not path.is_dir():
@@ -125,7 +145,7 @@ def keep_lists(path: Path | None, graphs: Sequence[str]) -> dict[str, Keep]:
     found = {name: path / f"{name}{KEPT_OF_GRAPH}" for name in graphs if (path / f"{name}{KEPT_OF_GRAPH}").is_file()}
     if not found and not (path / AUDIT).is_file():
         raise Misuse(f"--keep {path} is a folder without {graphs[0]}{KEPT_OF_GRAPH}, or that of another graph that is converted.")
-    return {name: Keep(file) for name, file in found.items()}
+    return {name: Keep(file) for name, file in found.items() if name not in exact}
 
 
 def _text(file: Path, option: str) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from export.atc_call import call, ended_by_sigterm
+from export.atc_call import call, ended_once
 from export.atc_errors import SAY
 from export.atc_made import NOTES, WEIGHTS, Finished
 from export.atc_plan import Plan
@@ -29,28 +28,32 @@ LITTER = ("kernel_meta*", "fusion_result.json", "check_result.json")  # what ATC
 def convert(plan: Plan, out: Path, say: Callable[[str], None]) -> None:
     """Make every .om of `plan` and write `out`.
 
-    Raises UserError when ATC is not installed, fails, or leaves no .om. What was finished then, or when SIGTERM or Ctrl-C ends
-    it, is kept for the next run of the same commands; `out` is as it was.
+    Raises UserError when ATC is not installed, fails, or leaves no .om, Misuse when `out` holds graphs that `plan` has not. What
+    was finished then, or when a signal ends it, is kept for the next run of the same commands; `out` is as it was.
     """
+    _refuse_loss(plan, out)
     atc = shutil.which("atc")
     if atc is None:
         raise UserError(
             "There is no atc on the PATH. Run `source /usr/local/Ascend/ascend-toolkit/set_env.sh` first, or write the commands "
             "for another host with --script."
         )
-    with _private(), ended_by_sigterm(), manifest.new_folder(out, KIND, resumable=True) as folder:
+    with _private(), ended_once(), manifest.new_folder(out, KIND, resumable=True) as folder:
         finished = Finished(folder, plan, atc)
         try:
             made = _make(plan, atc, folder, finished, say)
+            finished.close()
+            _write_lists(plan, folder)
+            _write_beside(plan, folder)
+            finished.check(manifest.write(folder, KIND, plan.content(made)).files)
         except BaseException as error:
             finished.sweep()
             if not finished.notes:
                 shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, UserError):
-                raise UserError(f"{error.message}; {_left(len(finished.notes))}") from error
+                raise UserError(f"{error.message}; {_left(len(finished))}") from error
             raise
-        _write_beside(plan, folder)
-        _complete(folder, plan.content(made))
+        (folder / NOTES).unlink()
 
 
 def _make(plan: Plan, atc: str, folder: Path, finished: Finished, say: Callable[[str], None]) -> list[OmEntry]:
@@ -62,6 +65,8 @@ def _make(plan: Plan, atc: str, folder: Path, finished: Finished, say: Callable[
             bar.set_postfix_str(job.stem)
             note, when = finished.note(job), ", of the last run"
             if note is None:
+                for file in finished.make_room(job):
+                    say(f"{file} of another command, which was stopped, makes room for {job.stem}.")
                 begun = time.monotonic()
                 call(atc, job, folder)
                 file, when = made_of(job.stem, folder), ""
@@ -76,6 +81,19 @@ def _left(count: int) -> str:
     if not count:
         return "nothing was written."
     return f"{count} .om {'file is' if count == 1 else 'files are'} finished and kept: the same command goes on from there."
+
+
+def _refuse_loss(plan: Plan, out: Path) -> None:
+    """Raise Misuse when `out` is complete and has graphs that `plan` has not: they would be lost, and hours of work with them."""
+    try:
+        held = manifest.read(out, KIND).content["graphs"]
+    except (UserError, KeyError):
+        return
+    if lost := [name for name in held if name not in {job.graph for job in plan.jobs}]:
+        raise Misuse(
+            f"{out} is complete and holds {', '.join(lost)}, which would be lost: a folder is written as a whole. Choose another "
+            "--out, or convert all of its graphs (--precision GRAPH=PRECISION is of one alone)."
+        )
 
 
 def write_script(plan: Plan, out: Path) -> None:
@@ -112,7 +130,8 @@ def collect(out: Path) -> int:
             )
         made.append(replace(entry, file=made_of(stem, out)))
     with _private():
-        _complete(out, {**found.content, "oms": [entry_to_dict(entry) for entry in made]})
+        _remove_litter(out)
+        manifest.write(out, KIND, {**found.content, "oms": [entry_to_dict(entry) for entry in made]})
     return len({entry.file for entry in made})
 
 
@@ -121,7 +140,7 @@ def made_of(stem: str, folder: Path) -> str:
     if wrong := _wrong(stem, folder):
         raise UserError(f"{stem}: {wrong}, though atc reported success. Is the disk full? {SAY}")
     made = _made(stem, folder)[0]
-    for path in (made, *folder.glob(f"{WEIGHTS}/*")):
+    for path in (made, *(each for each in folder.glob(f"{WEIGHTS}/**/*") if each.is_file())):
         path.chmod(0o640)  # a script of another release may have made them
     return made.name
 
@@ -171,11 +190,9 @@ def _write_beside(plan: Plan, folder: Path) -> None:
         shutil.copyfile(plan.source.folder / name, folder / name)
 
 
-def _complete(folder: Path, content: Mapping[str, Any]) -> None:
-    (folder / NOTES).unlink(missing_ok=True)
+def _remove_litter(folder: Path) -> None:
     for path in (path for pattern in LITTER for path in folder.glob(pattern)):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    manifest.write(folder, KIND, dict(content))

@@ -2,7 +2,8 @@
 
 An operation stays in float32 when it makes or reads a value that float16 rounds to infinity, and infinity minus infinity or times
 0 to NaN. Large activations squared within a norm are the common case. Rarer is a divisor that becomes 0, with the eps that guards
-it: where an output is infinite for that, what makes and reads it stays in float32 too. ATC takes the list as --keep_dtype.
+it: where an output is infinite for that, what makes and reads it stays in float32 too; so does what becomes 0 on the way to an
+output that is finite and far off. ATC takes the list as --keep_dtype.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from export.atc_precision import AUDIT, KEPT_OF_GRAPH
 from export.cann import ORIGIN
 from export.half import Feeds, Seen, exploding, observe, run, simulate
 
+FAR = 0.1  # of its largest value: an output that is further off is of no use
 LISTED = 10  # of the largest tensors, in the record
 FOLDER = "fp16"
 HEADER = f"{'graph':<16} {'output':<18} {'float16':>9} {'kept':>9}  overflow  kept in float32"
@@ -54,14 +56,17 @@ class Audit:
         return [
             f"{self.graph:<16} {row.output:<18} {row.half:>9.1e} {row.kept:>9.1e}  {len(self.overflowing):>8}  {kept}"
             for row in self.accuracy
-        ] + [
-            f"{row.output} of {self.graph} is infinite or NaN in float16 with these kept. Convert that graph with blip-atc "
-            f"--only {self.graph} --precision {ORIGIN}."
-            if row.exact
-            else f"{row.output} of {self.graph} is infinite or NaN in float32 too: look at the checkpoint, and at the pictures."
-            for row in self.accuracy
-            if not math.isfinite(row.kept)
-        ]
+        ] + [self._worthless(row) for row in self.accuracy if not row.kept <= FAR]
+
+    def _worthless(self, row: Accuracy) -> str:
+        """What is to be said of an output that what is kept does not mend."""
+        if not row.exact:
+            return f"{row.output} of {self.graph} is infinite or NaN in float32 too: look at the checkpoint, and at the pictures."
+        found = f"{row.kept:.0%} of its largest value off" if math.isfinite(row.kept) else "infinite or NaN"
+        return (
+            f"{row.output} of {self.graph} is {found} in float16 with these kept. Convert that graph in float32: blip-atc "
+            f"--precision {self.graph}={ORIGIN}."
+        )
 
     def record(self) -> dict[str, Any]:
         """As JSON has it, which knows no infinity: that is null."""
@@ -77,7 +82,10 @@ def audit(graph: str, path: Path, feeds: Sequence[Feeds]) -> Audit:
     outputs = [value.name for value in model.graph.output]
     exact, half = list(run(model, path, outputs, feeds)), simulate(path, feeds)
     kept = simulate(path, feeds, keep) if keep else half
-    while not _finite_all(kept) and (more := [name for name in exploding(path, feeds, keep) if name not in keep]):
+    while not _finite_all(kept) or _far_off(outputs, kept, exact):
+        led = [*exploding(path, feeds, keep), *vanishing(model, seen, _far_off(outputs, kept, exact))]
+        if not (more := [name for name in led if name not in keep]):
+            break
         keep = [node.name for node in model.graph.node if node.name in {*keep, *more}]
         kept = simulate(path, feeds, keep)
     accuracy = [
@@ -102,6 +110,18 @@ def keep_list(model: onnx.ModelProto, overflowing: Sequence[str]) -> list[str]:
     return [node.name for node in model.graph.node if tensors & {*node.input, *node.output}]
 
 
+def vanishing(model: onnx.ModelProto, seen: Sequence[Seen], outputs: Sequence[str]) -> list[str]:
+    """The nodes on the way to `outputs` that make or read a result of which values become 0, in the graph's order."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    nodes, left = set[str](), [makers[name] for name in outputs if name in makers]
+    while left:
+        node = left.pop()
+        if node.name not in nodes:
+            nodes.add(node.name)
+            left += [makers[name] for name in node.input if name in makers]
+    return [name for name in keep_list(model, [each.tensor for each in seen if each.node and each.underflow]) if name in nodes]
+
+
 def write_lists(folder: Path, audits: Sequence[Audit]) -> None:
     """`fp16/audit.json` with all that was found, and for each graph that needs it the list that ATC takes as --keep_dtype: an
     operation by name in each line of `fp16/<graph>.keep_dtype`."""
@@ -115,6 +135,11 @@ def write_lists(folder: Path, audits: Sequence[Audit]) -> None:
 
 def _finite_all(found: Sequence[Sequence[np.ndarray]]) -> bool:
     return all(np.isfinite(value).all() for values in found for value in values)
+
+
+def _far_off(outputs: Sequence[str], found: Sequence[Sequence[np.ndarray]], wanted: Sequence[Sequence[np.ndarray]]) -> list[str]:
+    """The names of outputs that are finite, and of no use."""
+    return [name for at, name in enumerate(outputs) if FAR < _worst(found, wanted, at) < math.inf]
 
 
 def _finite(value: Any) -> Any:

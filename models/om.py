@@ -7,7 +7,7 @@ Its manifest (kind "om") is that of graphs/ with target "om" and, for every .om,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,9 @@ class OmEntry:
         return next((int(t.shape[-1]) for t in self.spec.inputs if t.name == "text_atten_mask"), None)
 
 
-def om_stem(graph: str, batch: int, length: int | None = None) -> str:
-    """Name of the .om of `graph` at `batch`, without the suffix: text_embed_bs16, and for texts of another `length` than the
-    graph's longest text_embed_bs16_len8."""
-    return om_stem_of(graph, [batch], length)
-
-
-def om_stem_of(graph: str, batches: list[int], length: int | None = None) -> str:
-    """The same for an .om that takes several batches: text_embed_bs1to16."""
+def om_stem(graph: str, batches: Sequence[int], length: int | None = None) -> str:
+    """Name of the .om of `graph` at one batch or several, growing, without the suffix: text_embed_bs16, text_embed_bs1to16, and
+    for texts of another `length` than the graph's longest text_embed_bs16_len8."""
     several, shorter = f"to{batches[-1]}" if len(batches) > 1 else "", "" if length is None else f"_len{length}"
     return f"{graph}_bs{batches[0]}{several}{shorter}"
 

@@ -157,8 +157,10 @@ def _part(folder: Path) -> Part:
     try:
         said = json.loads(path.read_text("utf-8"))
         part = Part(path, folder, said)
-        if not list(part.samples()):
+        if not (samples := list(part.samples())):
             raise ValueError("no files")
+        if not all(fed for fed, _ in samples):
+            raise ValueError("a sample was made of no file")
         part.runs(), part.seconds()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -171,7 +173,7 @@ def _made(part: Part, spec: GraphSpec, wanted: set[str], sources: Sequence[str])
     """The files of each stem, one per output."""
     found: dict[str, list[Path]] = {}
     for fed, given in part.samples():
-        if not fed or fed[0] == PADDING:
+        if fed[0] == PADDING:
             continue
         stem = _stem(fed[0])
         if stem not in wanted:

@@ -17,7 +17,7 @@ import numpy as np
 from models.om import DYNAMIC_BATCH, DYNAMIC_DIMS, FIXED, OmEntry
 from models.spec import TensorSpec
 from runtime import ais_bench_look
-from runtime.ais_bench_run import AIS, ITM, PAIRS
+from runtime.ais_bench_run import AIS, ITM, PAIRS, bytes_of
 
 SCRIPT = "ais_bench.sh"
 FED = "fed"  # folder in which outputs are linked that are inputs of another graph
@@ -204,15 +204,11 @@ def _case(step: Step, device: int) -> str:
 def _folders(step: Step) -> list[str]:
     """Each folder with the bytes of a file in it: of a sample, or where the pairs are of a whole batch."""
     samples = 1 if step.files is None else step.entry.batch
-    return [f"{folder}:{_bytes(tensor) // samples}" for folder, tensor in zip(step.inputs, step.entry.spec.inputs, strict=True)]
+    return [f"{folder}:{bytes_of(tensor) // samples}" for folder, tensor in zip(step.inputs, step.entry.spec.inputs, strict=True)]
 
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
-    return ",".join(f"{tensor.name}:{tensor.dtype}:{_bytes(tensor)}" for tensor in tensors)
-
-
-def _bytes(tensor: TensorSpec) -> int:
-    return math.prod(map(int, tensor.shape)) * np.dtype(tensor.dtype).itemsize
+    return ",".join(f"{tensor.name}:{tensor.dtype}:{bytes_of(tensor)}" for tensor in tensors)
 
 
 def _kind(entry: OmEntry) -> str:

@@ -1,5 +1,5 @@
 """Whether an .om takes and gives what its manifest says. ais_bench.sh runs this text by `python -`, where this package is not
-installed: it imports nothing of ours.
+installed: it imports nothing of ours, and is for Python 3.7, which CANN 6 comes with.
 
     look.py GRAPH MODEL DEVICE KIND INPUTS OUTPUTS    tensors as name:dtype:bytes with commas between, in their order; KIND: none,
                                                       batch=N or dims=NAME:N,N;... for an .om that takes several batches
@@ -21,15 +21,21 @@ DTYPES = {
 def main(graph: str, model: str, device: str, kind: str, takes: str, gives: str) -> str:
     """What is wrong, in a sentence; nothing when all is well."""
     try:
-        session = importlib.import_module("ais_bench.infer.interface").InferSession(int(device), model)
+        made = importlib.import_module("ais_bench.infer.interface").InferSession
+    except (ImportError, AttributeError) as error:
+        return (
+            f"ais_bench cannot be imported ({_first_line(error)}). Source CANN's set_env.sh in this shell, and install the "
+            "wheels aclruntime and ais_bench of Ascend's tools (ais-bench_workload); PyPI has neither of them."
+        )
+    try:
+        session = made(int(device), model)
         if kind.startswith("batch="):
             session.set_dynamic_batchsize(int(kind[len("batch=") :]))
         elif kind.startswith("dims="):
             session.set_dynamic_dims(kind[len("dims=") :])
         inputs, outputs = session.get_inputs(), session.get_outputs()
     except Exception as error:  # whatever ais_bench, aclruntime or CANN raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"{graph}: {model} cannot be opened on NPU {device}: {said.rstrip('. ')}. It must be compiled for this NPU."
+        return f"{graph}: {model} cannot be opened on NPU {device}: {_first_line(error)}. It must be compiled for this NPU."
     found, expected = [_described(tensor) for tensor in inputs], [_parsed(text) for text in takes.split(",")]
     if found != expected:
         return _differs(graph, model, "takes", found, expected)
@@ -39,6 +45,10 @@ def main(graph: str, model: str, device: str, kind: str, takes: str, gives: str)
     if [_loose(each, named, several) for each in found] != [_loose(each, named, several) for each in expected]:
         return _differs(graph, model, "gives", found, expected)
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
 def _described(tensor: Any) -> tuple[str, str, int]:
@@ -65,5 +75,6 @@ def _differs(graph: str, model: str, verb: str, found: list[tuple[str, str, int]
 
 
 if __name__ == "__main__":
-    if wrong := main(*sys.argv[1:]):
+    wrong = main(*sys.argv[1:])
+    if wrong:
         sys.exit(f"ais_bench.sh: {wrong}")

@@ -27,7 +27,7 @@ from preprocess.dataset import RetrievalData
 from preprocess.tensors import FILE_MODE, FOLDER_MODE, PACKED, Writer, open_tensor
 from runtime.ais_bench import SUFFIX, BinFiles, parts
 from runtime.ais_bench_batches import chunks, named, tag_of, too_many
-from runtime.ais_bench_run import IMAGE_KV, ITM, MOST_FILES, PAIRS, AisRun, read_run, size
+from runtime.ais_bench_run import IMAGE_KV, ITM, MOST_FILES, PAIRS, AisRun, bytes_of, read_run, size
 from runtime.plan import Plan, plan_pairs
 from runtime.rerank import itm_ids
 
@@ -72,7 +72,7 @@ def write_pairs(options: Options, say: Callable[[str], None]) -> Path:
         linked = kv.stored == np.dtype(takes[CROSS_KV].dtype) and _links(kv.paths[0], folder)
         captions = 2 * len(batches) * rows * math.prod(data.ids.shape[1:]) * data.ids.dtype.itemsize
         say(f"{len(plan.image):,} pairs at k_test {k}, in {len(batches):,} batches of {rows} captions of one picture.")
-        _check_disk(folder, captions, _bytes(takes[CROSS_KV]), len(np.unique(plan.image)), linked, say)
+        _check_disk(folder, captions, bytes_of(takes[CROSS_KV]), len(np.unique(plan.image)), linked, say)
         names = named(tag, len(batches))
         _write_captions(folder, data, plan, dict(zip(names, batches, strict=True)), rows)
         _write_kv(folder, plan, dict(zip(names, batches, strict=True)), kv, takes[CROSS_KV], linked)
@@ -201,7 +201,3 @@ def _links(path: Path, folder: Path) -> bool:
         return False
     name.unlink()
     return True
-
-
-def _bytes(tensor: TensorSpec) -> int:
-    return math.prod(map(int, tensor.shape)) * np.dtype(tensor.dtype).itemsize

@@ -8,14 +8,18 @@ DIR/pairs/         the candidates (runtime/ais_bench_pairs.py)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models import manifest
 from models.errors import UserError
 from models.om import OmEntry, entries
+from models.spec import TensorSpec
 from preprocess.dataset import RetrievalData, read_retrieval
 from preprocess.tensors import stems
 from runtime.ais_bench import BinFiles, read_folder
@@ -97,6 +101,11 @@ def read_run(ais: Path) -> AisRun:
 def sources(entry: OmEntry) -> tuple[str, ...]:
     """What the folders are called that a graph reads, one for each input: those of the data, but the pairs have their own."""
     return tuple(tensor.name if entry.graph == ITM else FEEDS.get(tensor.name, tensor.name) for tensor in entry.spec.inputs)
+
+
+def bytes_of(tensor: TensorSpec) -> int:
+    """Of one tensor, every axis a number."""
+    return math.prod(map(int, tensor.shape)) * np.dtype(tensor.dtype).itemsize
 
 
 def size(count: float) -> str:

@@ -18,6 +18,7 @@ from runtime.ais_bench_bash import FED, SCRIPT, Step, output_bytes, script
 from runtime.ais_bench_batches import enough, fewest, too_many
 from runtime.ais_bench_run import AIS, FEEDS, IMAGE_KV, ITM, KIND, MOST_FILES, PAIRS, size
 from runtime.graphs import KEPT, OM_KEPT, Graphs, read_graphs
+from runtime.place import batches_of, smaller_batches
 from runtime.retrieval import CAPTION_GRAPHS, PICTURE_GRAPHS
 from runtime.run import refuse_mixed
 
@@ -54,7 +55,8 @@ def write_script(options: Options, say: Callable[[str], None]) -> None:
     if held := [name for name in (AIS, PAIRS) if (options.out / name).exists()]:
         raise Misuse(f"{options.out / held[0]} holds results, which would be lost. Move it away, or choose another --out.")
     steps, k = plan(graphs, data, options), options.k_test or graphs.config.protocol.k_test
-    notes = _pairs_fit(steps, data, k)
+    rows = {step.graph: options.itm_batchsize if step.graph == ITM else options.batchsize for step in steps}
+    notes = [*smaller_batches(graphs, rows), *_pairs_fit(steps, data, k)]
     with manifest.new_folder(options.out, KIND) as folder:
         folder.chmod(FOLDER_MODE)
         path = folder / SCRIPT
@@ -77,16 +79,17 @@ def write_script(options: Options, say: Callable[[str], None]) -> None:
                 "device": [options.device],
                 "batchsize": options.batchsize,
                 "itm_batchsize": options.itm_batchsize,
+                **batches_of(graphs, rows),
             },
             "data": {"digest": data.source.digest, "folder": str(options.data.absolute())},
             "k_test": k,
         }
         manifest.write(folder, KIND, content, files={})  # not the script: it may be changed
     for step in steps:
-        rows = "what blip-run pairs will write"
+        fed = "what blip-run pairs will write"
         if step.files is not None:
-            rows = f"{step.files:,} files to {size(step.files * output_bytes(step))}"
-        say(f"{step.graph:<12} {step.model}, {rows}, in batches of {step.entry.batch}")
+            fed = f"{step.files:,} files to {size(step.files * output_bytes(step))}"
+        say(f"{step.graph:<12} {step.model}, {fed}, in batches of {step.entry.batch}")
     for note in notes:
         say(note)
     if ITM not in used:

@@ -73,9 +73,10 @@ class Graphs:
             if all(name in self.written for name in names):
                 return names
         missing = [name for name in choices[0] if name not in self.written]
-        raise UserError(
-            f"{self.source.folder} has no graph {missing[0]!r}. Export it: blip-export --graphs {','.join(choices[0])} ..."
-        )
+        mend = f"Export it: blip-export --graphs {','.join(choices[0])} ..."
+        if self.is_om:
+            mend = f"Convert it: blip-atc --only {','.join(sorted({*self.written, *choices[0]}))} ..."
+        raise UserError(f"{self.source.folder} has no graph {missing[0]!r}. {mend}")
 
 
 def read_graphs(folder: Path, verify: bool = False) -> Graphs:

@@ -58,7 +58,7 @@ def write_om(out: Path, *folders: Path, changed: Mapping[str, Change] | None = N
     for graphs in found:
         for name, spec in graphs.written.items():
             batch = all_sizes(graphs, name).get(BATCH, 1)
-            file = f"{om_stem(name, batch)}.om"
+            file = f"{om_stem(name, [batch])}.om"
             shutil.copyfile(graphs.path(name), out / file)
             (out / file).chmod(0o640)  # ais_bench of today refuses what others may write
             if change := (changed or {}).get(name):

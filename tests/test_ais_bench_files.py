@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import re
@@ -21,13 +23,13 @@ from onnx import TensorProto
 import postprocess.__main__
 import runtime.__main__
 from models import manifest
-from runtime import ais_bench_batches, ais_bench_script
+from runtime import ais_bench_batches, ais_bench_look, ais_bench_script
 from runtime.ais_bench_bash import Step, command
 from runtime.graphs import read_graphs
 from runtime.outputs import read_retrieval as read_outputs
 from runtime.plan import plan_pairs
 from tests import chain
-from tests.ais_bench_files import K, bash, cli, scripted
+from tests.ais_bench_files import K, bash, cli, environment, scripted
 from tests.om_folder import Change, cast_input, half_outputs, turned_round, write_om
 
 
@@ -233,6 +235,28 @@ def test_an_om_that_gives_float16_is_run(atc_graphs: Path, files: Path, tmp_path
     om = write_om(tmp_path / "om", atc_graphs, changed={"text_embed": half_outputs})
     done = bash(scripted(om, files, tmp_path / "run"), "2025", "text_embed")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_host_without_ais_bench(om: Path, files: Path, tmp_path: Path) -> None:
+    """That is told of ais_bench, and not of the .om."""
+    out = scripted(om, files, tmp_path / "run")
+    (tmp_path / "ais_bench").mkdir()
+    (tmp_path / "ais_bench" / "__init__.py").write_text("raise ImportError('libascendcl.so: cannot open shared object file')\n")
+    env = {**environment("2025"), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(["bash", str(out / "ais_bench.sh")], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "ais_bench.sh: ais_bench cannot be imported (libascendcl.so: cannot open shared object file). Source CANN's set_env.sh "
+        "in this shell, and install the wheels aclruntime and ais_bench of Ascend's tools (ais-bench_workload); PyPI has neither "
+        "of them."
+    )
+
+
+def test_what_the_host_runs_is_for_the_python_of_its_cann() -> None:
+    text = inspect.getsource(ais_bench_look)
+    ast.parse(text, feature_version=(3, 7))
+    with pytest.raises(SyntaxError):
+        ast.parse(text + "if odd := 1:\n    pass\n", feature_version=(3, 7))  # the control
 
 
 def test_an_om_that_cannot_be_opened(atc_graphs: Path, files: Path, tmp_path: Path) -> None:

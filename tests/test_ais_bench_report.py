@@ -158,6 +158,37 @@ def test_the_report_is_that_of_our_own_run(
     assert (made["backend"]["soc"], made["graphs"]["target"]) == ("Ascend310P3", "om")
 
 
+def test_batches_are_those_that_ran(om: Path, files: Path, theirs: Path, tmp_path: Path) -> None:
+    """There are .om for 3 rows alone."""
+    ran = dict.fromkeys(GRAPHS, 3)
+    asked = ("--om", om, "--data", files, "--out", tmp_path / "run", "--batchsize", 16, "--itm-batchsize", 2)
+    said = chain.done(chain.call(runtime.__main__.main, "ais-bench-script", *asked))
+    assert f"{om} has no larger .om: it runs text_embed, image, image_kv in batches of 3, not of 16." in said
+    backend = manifest.read(tmp_path / "run", "ais_bench").content["backend"]
+    assert (backend["batchsize"], backend["itm_batchsize"], backend["batches"]) == (16, 2, ran)
+    assert report(tmp_path / "theirs", "--ais-bench", theirs, "--data", files)["backend"]["batches"] == ran
+    asked = (*asked[:-4], "--batchsize", 3, "--itm-batchsize", 3)
+    assert "no larger .om" not in chain.done(chain.call(runtime.__main__.main, "ais-bench-script", *asked))  # the control
+
+
+def test_a_summary_without_files(copied: Path, files: Path, tmp_path: Path) -> None:
+    path = copied / "ais" / "itm_cached_summary.json"
+    found = json.loads(path.read_text("utf-8"))
+    named = ("--ais-bench", copied / "ais", "--pairs", copied / "pairs", "--data", files, "--out", tmp_path / "report")
+    report(tmp_path / "control", *named[:-2])
+    first = found["filesinfo"][min(found["filesinfo"], key=int)]
+    for spoil, says in (
+        (lambda: first.update(infiles=[]), "a sample was made of no file"),
+        (found["filesinfo"].clear, "no files"),
+    ):
+        spoil()
+        path.write_text(json.dumps(found), "utf-8")
+        said = chain.refusal(chain.call(postprocess.__main__.main, "--recall", *named))
+        assert said == (
+            f"{path} is no summary of ais_bench that names files (ValueError: {says}). Remove the folder and run the graph again."
+        )
+
+
 def test_similarity_alone(theirs: Path, ours: Path, tmp_path: Path) -> None:
     found = report(tmp_path / "theirs", "--ais-bench", theirs)  # as well as its folder ais
     wanted = report(tmp_path / "ours", "--outputs", ours)

@@ -103,7 +103,21 @@ def test_gears_and_lists(graphs: Path, tmp_path: Path) -> None:
     chain.done(run(graphs, "--batchsize", "1,4", "--dynamic", "batch", "--only", "text_embed", *asked))
     one, four = entries(manifest.read(graphs.parent / "om", "om").content)
     assert (one.batch, four.batch, one.file, four.file) == (1, 4, *["text_embed_bs1to4.om"] * 2)
+    shutil.rmtree(graphs.parent / "om")
     chain.done(run(graphs, "--batchsize", "1,4", "--dynamic", "dims", "--only", "image_feat"))
+
+
+def test_a_complete_folder_is_not_replaced_by_one_with_less(graphs: Path) -> None:
+    chain.done(run(graphs, "--batchsize", "1"))
+    before = manifest.read(graphs.parent / "om", "om", verify=True).digest
+    assert chain.refusal(run(graphs, "--batchsize", "4", "--only", "text_embed"), 2) == (
+        f"{graphs.parent}/om is complete and holds image_feat, image_kv, which would be lost: a folder is written as a whole. "
+        "Choose another --out, or convert all of its graphs (--precision GRAPH=PRECISION is of one alone)."
+    )
+    assert manifest.read(graphs.parent / "om", "om", verify=True).digest == before
+    chain.done(run(graphs, "--batchsize", "4", "--precision", "image_kv=origin"))  # the control
+    found = entries(manifest.read(graphs.parent / "om", "om", verify=True).content)
+    assert [(entry.batch, entry.precision) for entry in found] == [(4, "mixed_float16"), (4, "fp16"), (4, "origin")]
 
 
 def test_the_name_with_the_host_s_system(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def blip_base(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 @pytest.mark.parametrize("bs", BATCHES)
 @pytest.mark.parametrize("graph", RECIPE)
 def test_the_recipe_but_for_its_corrections(blip_base: Plan, graph: str, bs: int) -> None:
-    (ours,) = [job for job in blip_base.jobs if job.stem == om_stem(graph, bs)]
+    (ours,) = [job for job in blip_base.jobs if job.stem == om_stem(graph, [bs])]
     argv = shlex.split(RECIPE[graph].format(bs=bs))
     recipe = dict(part.removeprefix("--").split("=", 1) for part in argv[1:])
     assert ours.argv[0] == argv[0] == "atc"
@@ -304,6 +304,26 @@ def test_a_folder_of_lists(graphs: Path, tmp_path: Path) -> None:
     assert "is a folder without image_kv.keep_dtype" in refused(graphs, keep=tmp_path / "audit", only=["image_kv"])
     (tmp_path / "audit" / "text_embed.keep_dtype").write_text("/Cast\n/key/MatMul\n")
     assert "names '/key/MatMul', which is no node of text_embed." in refused(graphs, keep=tmp_path / "audit")
+
+
+def test_precisions_of_single_graphs(graphs: Path, tmp_path: Path) -> None:
+    def asked(precision: str, **more: Any) -> dict[str, str]:
+        return {job.graph: job.entries[0].precision for job in plan(options(graphs, precision=precision, **more)).jobs}
+
+    usual = {"text_embed": "mixed_float16", "image_feat": "fp16", "image_kv": "mixed_float16"}
+    assert asked("image_feat=origin") == {**usual, "image_feat": "origin"}
+    assert asked("fp16, image_kv=origin") == {"text_embed": "fp16", "image_feat": "fp16", "image_kv": "origin"}
+    assert "says twice what image_kv is computed in" in refused(graphs, precision="image_kv=fp16,image_kv=origin")
+    assert "says twice what every graph is computed in" in refused(graphs, precision="fp16,origin")
+    assert "names 'itm', which is none of the graphs to convert: text_embed," in refused(graphs, precision="itm=origin")
+    assert "holds 'float16', which is not one of fp16, mixed_float16, origin." in refused(graphs, precision="image_kv=float16")
+    # The list of a graph that is float32 throughout is left out; one that is given for it alone is refused, as ever.
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "text_embed.keep_dtype").write_text("/Cast\n")
+    assert not plan(options(graphs, keep=tmp_path / "audit", precision="text_embed=origin")).files.keys() & {
+        "keep_text_embed.txt"
+    }
+    assert "keeps all of them" in refused(graphs, keep=tmp_path / "audit", precision="origin")
 
 
 def test_keep_by_type_in_json(graphs: Path, tmp_path: Path) -> None:

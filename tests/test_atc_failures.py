@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -207,44 +208,156 @@ def test_what_is_not_the_same_is_made_again(graphs: Path, tools: Path, monkeypat
     ]
 
 
+def around(graphs: Path, tools: Path, text: str) -> Path:
+    """A script in place of ATC, which is there as $REAL; returns the file in which it may note the numbers of its processes."""
+    folder = graphs.parent / "around"
+    folder.mkdir()
+    (folder / "atc").write_text(f"#!/bin/bash\nREAL={tools}/atc PIDS={folder}/pids\n{text}")
+    (folder / "atc").chmod(0o755)
+    return folder / "pids"
+
+
+def test_what_another_command_finished_is_kept(graphs: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = calls(graphs, tools, monkeypatch)
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_kv_bs1=E20001")
+    chain.refusal(run(graphs, *ALL))
+    first = held(graphs)
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", "text_embed_bs4=E20001")
+    assert chain.refusal(run(graphs, "--batchsize", "4")).endswith("; nothing was written.")
+    assert held(graphs) == first == [".made.json", "image_feat_bs1.om", "text_embed_bs1.om"]
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_feat_bs1=E20001")
+    result = run(graphs, *ALL, "--precision", "origin")  # the same names
+    assert chain.refusal(result).endswith("; 1 .om file is finished and kept: the same command goes on from there.")
+    assert "text_embed_bs1.om of another command, which was stopped, makes room for text_embed_bs1." in result.stdout
+    assert held(graphs) == [".made.json", "text_embed_bs1.om"]
+    monkeypatch.delenv("ATC_DOUBLE_FAIL")
+    called(log)
+    chain.done(run(graphs, "--batchsize", "1,4", "--precision", "origin"))
+    assert called(log)[0] == "text_embed_bs4"
+    assert sorted(path.name for path in (graphs.parent / "om").iterdir()) == [
+        *(f"{name}_bs{batch}.om" for name in ("image_feat", "image_kv") for batch in (1, 4)),
+        *("manifest.json", "op_precision.ini", "text_embed_bs1.om", "text_embed_bs4.om", "tokenizer"),
+    ]
+
+
+def test_folders_among_the_weights(graphs: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = around(graphs, tools, '$REAL "$@" && mkdir -p weight/of && echo weights > weight/of/layer\n')
+    monkeypatch.setenv("PATH", f"{pids.parent}:{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("ATC_DOUBLE_FAIL", "image_kv_bs1=E20001")
+    chain.refusal(run(graphs, *ALL, "--external-weight"))
+    assert "weight/of/layer" in held(graphs)
+    (graphs.parent / ".om.part/weight/stray").mkdir()
+    (graphs.parent / ".om.part/weight/stray/file").write_bytes(b"of nobody")
+    monkeypatch.delenv("ATC_DOUBLE_FAIL")
+    assert ", of the last run" in chain.done(run(graphs, *ALL, "--external-weight"))
+    found = [name for name in manifest.read(graphs.parent / "om", "om", verify=True).files if name.startswith("weight/")]
+    assert found == ["weight/of/layer"]
+
+
+def test_a_file_that_somebody_else_writes_to(graphs: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an ATC does whose blip-atc was killed."""
+    pids = around(graphs, tools, '[ "$3" != --output=image_kv_bs1 ] || echo more >> text_embed_bs1.om\nexec $REAL "$@"\n')
+    monkeypatch.setenv("PATH", f"{pids.parent}:{tools}")
+    said = chain.refusal(run(graphs, *ALL))
+    assert said.startswith("text_embed_bs1.om has changed since ATC made it: something else writes to ")
+    assert said.endswith("and end it; 2 .om files are finished and kept: the same command goes on from there.")
+    assert held(graphs) == [".made.json", "image_feat_bs1.om", "image_kv_bs1.om"]
+    assert not (graphs.parent / "om").exists()
+    chain.done(run(graphs, *ALL))
+    manifest.read(graphs.parent / "om", "om", verify=True)
+
+
 # Stopped
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
-def test_a_signal_ends_atc_too(graphs: Path, tools: Path, number: signal.Signals, status: int, first: bool) -> None:
-    """With what it started, and what it had half written."""
-    around, pids = graphs.parent / "around", graphs.parent / "around" / "pids"
-    around.mkdir()
-    stuck = "text_embed_bs1" if first else "image_feat_bs1"
-    (around / "atc").write_text(
-        f'#!/bin/bash\n[ "$3" = --output={stuck} ] || exec {tools}/atc "$@"\n'
-        f"echo half > {stuck}.om; mkdir kernel_meta\n"
-        f"/bin/sleep 600 &\necho $$ $! > {pids}.part\n/bin/mv {pids}.part {pids}\nwait\n"
-    )
-    (around / "atc").chmod(0o755)
+@contextmanager
+def started(graphs: Path, tools: Path, pids: Path, *before: str) -> Iterator[subprocess.Popen[bytes]]:
+    """blip-atc, which waits 1 second for an ATC that does not end; when the block ends no process of it is left."""
     named = ("--graphs", graphs, "--out", graphs.parent / "om", "--soc", "Ascend310P3", *ALL)
+    code = "from export import atc, atc_call\natc_call.GRACE = 1\natc.main()"
     ours = subprocess.Popen(
-        [sys.executable, "-m", "export.atc", *map(str, named)],
+        [*before, sys.executable, "-c", code, *map(str, named)],
         cwd=ROOT,
-        env={**os.environ, "PATH": f"{around}:{tools}"},
+        env={**os.environ, "PATH": f"{pids.parent}:{tools}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
         until(pids.exists)
-        ours.send_signal(number)
-        assert ours.wait(30) == status
+        yield ours
     finally:
         ours.kill()
+        ours.wait()
+        none_left(pids)
+
+
+def none_left(pids: Path) -> None:
+    """Nothing that ATC started runs."""
     theirs = [int(pid) for pid in pids.read_text().split()]
     try:
         until(lambda: not any(map(alive, theirs)), 10)
     finally:
         for pid in filter(alive, theirs):
             os.kill(pid, signal.SIGKILL)
+
+
+STUCK = """\
+[ "$3" = --output={stem} ] || exec $REAL "$@"
+{first}
+echo half > {stem}.om; mkdir kernel_meta
+/bin/sleep 600 &
+echo $$ $! > $PIDS.part; /bin/mv $PIDS.part $PIDS
+wait
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_a_signal_ends_atc_too(graphs: Path, tools: Path, number: signal.Signals, first: bool) -> None:
+    """With what it started, and what it had half written."""
+    stem = "text_embed_bs1" if first else "image_feat_bs1"
+    pids = around(graphs, tools, STUCK.format(stem=stem, first=""))
+    with started(graphs, tools, pids) as ours:
+        ours.send_signal(number)
+        assert ours.wait(30) == 128 + number
     assert left(graphs) == (["around"] if first else [".om.part", "around"])
     assert first or held(graphs) == [".made.json", "text_embed_bs1.om"]
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_second_signal_leaves_nothing_either(graphs: Path, tools: Path, second: signal.Signals) -> None:
+    """While we wait for an ATC that does not end when it is asked to."""
+    pids = around(graphs, tools, STUCK.format(stem="text_embed_bs1", first="trap '' TERM"))
+    with started(graphs, tools, pids) as ours:
+        ours.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        ours.send_signal(second)
+        assert ours.wait(30) == 130
+    assert left(graphs) == ["around"]
+
+
+def test_nohup_is_heeded(graphs: Path, tools: Path) -> None:
+    pids = around(graphs, tools, STUCK.format(stem="text_embed_bs1", first=""))
+    with started(graphs, tools, pids, str(tools / "bash"), "-c", "trap '' HUP; exec \"$@\"", "nohup") as ours:
+        ours.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            ours.wait(1)
+        ours.send_signal(signal.SIGTERM)
+        assert ours.wait(30) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(("end", "said"), [("kill -9 $$", "atc was killed (SIGKILL)"), ('exec $REAL "$@"', None)])
+def test_what_atc_leaves_behind_is_ended(
+    graphs: Path, tools: Path, monkeypatch: pytest.MonkeyPatch, end: str, said: str | None
+) -> None:
+    """A compiler that holds what ATC writes to does not hold us."""
+    pids = around(graphs, tools, f"/bin/sleep 600 &\necho $! > $PIDS\n{end}\n")
+    monkeypatch.setenv("PATH", f"{pids.parent}:{tools}")
+    begun = time.monotonic()
+    result = run(graphs, *ALL, "--only", "image_kv")
+    assert time.monotonic() - begun < 60
+    none_left(pids)
+    assert said in chain.refusal(result) if said else chain.done(result)
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:

@@ -184,10 +184,40 @@ def test_what_no_list_removes_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(fp16_audit, "exploding", lambda *_: [])
     assert audit("graph", path, feeds).lines()[1:] == [
         "y of graph is infinite or NaN in float16 with these kept. "
-        "Convert that graph with blip-atc --only graph --precision origin."
+        "Convert that graph in float32: blip-atc --precision graph=origin."
     ]
     broken = audit("graph", guarded(path, eps=0.0), [{"x": np.zeros(4, np.float32)}])
     assert broken.lines()[1:] == ["y of graph is infinite or NaN in float32 too: look at the checkpoint, and at the pictures."]
+
+
+def worthless(path: Path) -> Path:
+    """x * x * 1e4 * 1e4 + 1: finite, and 1 in place of 2 where float16 has no x * x. Beside it what vanishes for nobody."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"], "square"),
+        helper.make_node("Mul", ["square", "large"], ["larger"], "larger"),
+        helper.make_node("Mul", ["larger", "large"], ["scaled"], "scaled"),
+        helper.make_node("Add", ["scaled", "one"], ["sum"], "sum"),
+        helper.make_node("Tanh", ["square"], ["aside"], "aside"),
+        helper.make_node("Relu", ["sum"], ["y"], "last"),
+    ]
+    constants = {"large": np.full(4, 1e4, np.float32), "one": np.ones(4, np.float32)}
+    return graph_of(path, nodes, constants, ["x"], "y")
+
+
+def test_an_output_that_is_finite_and_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, feeds = worthless(tmp_path / "graph.onnx"), [{"x": np.array([1e-4, -1e-4, 5e-5, 1e-5], np.float32)}]
+    found = audit("graph", path, feeds)
+    assert not found.overflowing
+    assert found.accuracy[0].half > 0.4  # 1 in place of 2
+    assert found.accuracy[0].kept < CLOSE
+    assert found.keep == ("square", "larger")
+    assert len(found.lines()) == 1
+    assert audit("graph", path, [{"x": np.full(4, 0.01, np.float32)}]).keep == ()  # the control
+    monkeypatch.setattr(fp16_audit, "vanishing", lambda *_: [])
+    assert audit("graph", path, feeds).lines()[1:] == [
+        "y of graph is 50% of its largest value off in float16 with these kept. "
+        "Convert that graph in float32: blip-atc --precision graph=origin."
+    ]
 
 
 @pytest.mark.parametrize(("value", "infinite"), [(65504.0, 0), (65519.9, 0), (65520.0, 1), (-65520.0, 1)])

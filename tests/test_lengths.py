@@ -24,7 +24,7 @@ from export.lint import lint_folder, lint_model
 from export.sizes import Sizes
 from models import bert, manifest
 from models.errors import Misuse, UserError
-from models.om import OmEntry, entries, entry_to_dict, om_stem_of
+from models.om import OmEntry, entries, entry_to_dict, om_stem
 from models.spec import GraphSpec, TensorSpec, spec_from_dict
 from runtime.graphs import read_graphs
 from runtime.outputs import read_retrieval
@@ -133,7 +133,7 @@ def test_open_is_for_ascend(tmp_path: Path, target: str) -> None:
     result = chain.call(export.__main__.main, *named, "--out", tmp_path / "graphs", "--target", target, "--length", "open")
     assert chain.refusal(result, 2).startswith("--length open is of retrieval graphs for --target ascend")
     wrong = chain.call(export.__main__.main, *named, "--target", "ascend", "--length", "opened")
-    assert "'opened' is not a valid integer range" in wrong.stderr
+    assert "'opened' is neither a number of tokens nor 'open'." in wrong.stderr
 
 
 def test_graphs_that_write_words_have_one_length(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_command_for_each_length(opened: Path) -> None:
     assert made["text_embed_bs3_len8"]["--input_shape"] == "text_ids:3,8;text_atten_mask:3,8"
     assert made["itm_cached_bs3_len8"]["--input_shape"] == "text_ids:3,8;text_atten_mask:3,8;cross_kv:1,4,4,17,10"
     assert {stem: argv["--output"] for stem, argv in made.items()} == {stem: stem for stem in made}
-    (decoders, several) = (om_stem_of("itm", batches, length) for batches, length in (([1, 16], None), ([1, 16], 8)))
+    (decoders, several) = (om_stem("itm", batches, length) for batches, length in (([1, 16], None), ([1, 16], 8)))
     assert (decoders, several) == ("itm_bs1to16", "itm_bs1to16_len8")
 
 

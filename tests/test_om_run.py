@@ -195,6 +195,14 @@ def test_a_folder_that_is_damaged(om: Path, tmp_path: Path, atc_graphs: Path) ->
             read_graphs(folder)
 
 
+def test_a_graph_that_was_not_converted(om: Path) -> None:
+    """All that the folder has, so that it is not lost, and what is missing."""
+    graphs = read_graphs(om)
+    wanted = ",".join(sorted({*graphs.written, "qformer"}))
+    with pytest.raises(UserError, match=f"has no graph 'qformer'. Convert it: blip-atc --only {wanted} ...$"):
+        graphs.first_of(("qformer",))
+
+
 def test_classify(generation: str, atc_graphs: Path, om: Path, tmp_path: Path) -> None:
     data = classes.prepare(tmp_path, atc_graphs)
     for graphs, out in ((atc_graphs, "wanted"), (om, "found")):
