@@ -1,12 +1,12 @@
 """One process of a training in several: losses and gradients of its share of a batch. Run by tests/test_parallel.py.
 
-python -m tests.one_process KIND MODE OUT, with the environment of torchrun; alone it has the whole batch.
+python -m tests.one_process OUT KIND:MODE ..., with the environment of torchrun; alone it has the whole batch.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.tiny import TINY, TINY_LLAMA, TINY_OPT, fill, random_generator, rando
 from training import pretrain, stage1, stage2
 from training.learner import Learner, Losses
 from training.momentum import Momentum
-from training.parallel import joined, shared
+from training.parallel import DDP, joined, shared
 from training.step import Batch
 
 N, LENGTH = 4, 7
@@ -82,18 +82,21 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def main(kind: str, mode: str, out: Path) -> None:
-    with joined("cpu", mode) as place:
-        torch.set_num_threads(1)
-        learner, vocab = learner_of(kind)
-        per = N // place.processes
-        batch = batch_of(slice(place.rank * per, (place.rank + 1) * per), vocab)
-        together = shared(learner, mode, place)  # kept until gradients have been exchanged
-        total, losses = together(batch)
-        total.backward()
-        gradients = {n: whole(p.grad) for n, p in learner.model.named_parameters() if p.grad is not None}
-        torch.save(({n: v.detach() for n, v in losses.items()}, gradients), out / f"{kind}-{mode}-{place.rank}.pt")
+def main(ways: Sequence[tuple[str, str]], out: Path) -> None:
+    """What this process finds of each kind in each mode, one after the other, into `out`."""
+    with joined("cpu", DDP) as place:
+        for kind, mode in ways:
+            learner, vocab = learner_of(kind)
+            per = N // place.processes
+            batch = batch_of(slice(place.rank * per, (place.rank + 1) * per), vocab)
+            together = shared(learner, mode, place)  # kept until gradients have been exchanged
+            total, losses = together(batch)
+            total.backward()
+            gradients = {n: whole(p.grad) for n, p in learner.model.named_parameters() if p.grad is not None}
+            torch.save(({n: v.detach() for n, v in losses.items()}, gradients), out / f"{kind}-{mode}-{place.rank}.pt")
+            del together
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    torch.set_num_threads(1)
+    main([(kind, mode) for kind, _, mode in (way.partition(":") for way in sys.argv[2:])], Path(sys.argv[1]))

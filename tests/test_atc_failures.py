@@ -270,6 +270,12 @@ def test_a_file_that_somebody_else_writes_to(graphs: Path, tools: Path, monkeypa
 # Stopped
 
 
+def heed_signals() -> None:
+    """A shell's background job, as tests may run in, ignores some, and its children with it."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def started(graphs: Path, tools: Path, pids: Path, *before: str) -> Iterator[subprocess.Popen[bytes]]:
     """blip-atc, which waits 1 second for an ATC that does not end; when the block ends no process of it is left."""
@@ -281,6 +287,7 @@ def started(graphs: Path, tools: Path, pids: Path, *before: str) -> Iterator[sub
         env={**os.environ, "PATH": f"{pids.parent}:{tools}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=heed_signals,
     )
     try:
         until(pids.exists)

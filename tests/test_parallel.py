@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 # Losses are sums of at most 60 terms in float32, here added up in another order.
 EXACT = 1e-6
 KINDS = ("stage1", "pretrain", "opt", "llama", "momentum")
+WAYS = [*((kind, mode) for kind in KINDS[:4] for mode in (DDP, SHARD_GRAD_OP, FULL_SHARD)), ("momentum", DDP)]
 
 
 def free_port() -> int:
@@ -28,39 +29,35 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-def run(kind: str, mode: str, out: Path, processes: int = 2) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """What each process found."""
-    port = str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.one_process", kind, mode, str(out)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    said = [process.communicate(timeout=240)[1] for process in started]
-    assert all(process.returncode == 0 for process in started), said
-    return [torch.load(out / f"{kind}-{mode}-{rank}.pt") for rank in range(processes)]
+Found = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses and gradients, by name
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     """What one process finds of the whole batch."""
     out = tmp_path_factory.mktemp("alone")
-    for kind in KINDS:
-        one_process.main(kind, NONE, out)
+    one_process.main([(kind, NONE) for kind in KINDS], out)
     return {kind: torch.load(out / f"{kind}-{NONE}-0.pt") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have written what each found. They do all that is compared, since they take long to start."""
+    out, port = tmp_path_factory.mktemp("two"), str(free_port())
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.one_process", str(out), *(f"{kind}:{mode}" for kind, mode in WAYS)],
+            cwd=ROOT,
+            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+            | {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert all(process.returncode == 0 for process in started), said
+    return out
 
 
 def largest(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
@@ -70,15 +67,10 @@ def largest(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / scale
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [*((kind, mode) for kind in KINDS[:4] for mode in (DDP, SHARD_GRAD_OP, FULL_SHARD)), ("momentum", DDP)],
-)
-def test_two_processes_are_one(
-    alone: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]], tmp_path: Path, kind: str, mode: str
-) -> None:
+@pytest.mark.parametrize(("kind", "mode"), WAYS)
+def test_two_processes_are_one(alone: dict[str, Found], in_two: Path, kind: str, mode: str) -> None:
     losses, gradients = alone[kind]
-    found = run(kind, mode, tmp_path)
+    found = [torch.load(in_two / f"{kind}-{mode}-{rank}.pt") for rank in range(2)]
     for name, loss in losses.items():
         mean = sum(float(of_one[name]) for of_one, _ in found) / 2
         assert mean == pytest.approx(float(loss), abs=EXACT), name
@@ -87,7 +79,7 @@ def test_two_processes_are_one(
     assert losses.keys() == ({"lm"} if kind in ("opt", "llama") else {"itc", "itm", "lm"})
 
 
-def test_the_comparison_can_fail(alone: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]) -> None:
+def test_the_comparison_can_fail(alone: dict[str, Found]) -> None:
     """Half of the batch by itself has other gradients."""
     learner, vocab = one_process.learner_of("stage1")
     total, _ = learner(one_process.batch_of(slice(0, 2), vocab))

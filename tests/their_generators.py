@@ -137,8 +137,7 @@ def _of_llm(model: Blip2Llm, llm: LlmConfig, prompt: Tensor, ids: Tensor) -> Ten
         return t5.next_words(start, start, None, past, none, cross, read)[0][:, 0]
     positions = mask.cumsum(1) - 1 + prompt.shape[1]
     assert not isinstance(llm, T5Config)
-    past = nothing(llm.depth, llm.heads, llm.width)
-    return model.next_words(prompt, ids, mask, positions, past, none[:, 0])[0]
+    return model.next_words(prompt, ids, mask, positions, None, None)[0]
 
 
 def nothing(layers: int, heads: int, width: int) -> list[tuple[Tensor, Tensor]]:

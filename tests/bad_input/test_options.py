@@ -79,7 +79,7 @@ BARE = [
     ("train", ("stage1",), "--annotations"),
     ("train", ("stage1", "--model", "blip-demo", "--annotations", "x", "--images", "x"), "sizes of BLIP,"),
     ("train", ("stage1", "--model", "blip2-stage1-vit-l", "--annotations", "x", "--images", "x"), "--vit-checkpoint"),
-    ("train", ("stage2",), "'stage1'"),
+    ("train", ("stage3",), "'stage2'"),
     ("train", ("probe",), "--image"),
     ("train", ("probe", "--image", "x"), "--text"),
     ("train", ("probe", "--model", "blip2_stage1_vit_q", "--image", "x", "--text", "x"), "'blip2_stage1_vit_g'"),
