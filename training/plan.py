@@ -104,7 +104,7 @@ def _of_shards(settings: Settings, transforms: tuple[Transform, ...], ranks: int
 
 
 def _length(settings: Settings, batches_per_epoch: int) -> Length:
-    """In steps. A step that an epoch has too few batches for is left out of it."""
+    """In steps. Batches that are left at the end of an epoch, too few for a step, go into the first one of the next."""
     each = batches_per_epoch // settings.optimizer.accumulate
     if not each:
         raise Misuse(
