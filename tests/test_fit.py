@@ -29,8 +29,8 @@ from models.presets import PRESETS
 from tests import chain
 from tests.generators import speaking, write_vocabulary
 from tests.make_generator import write_llm
-from tests.test_parallel import free_port
 from tests.tiny import fill, random_stage1
+from tests.two_processes import run_two
 from training.__main__ import main
 from training.fit import Fitted, fit
 from training.settings_file import presets, read_settings
@@ -391,21 +391,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path, pictures: Path, mode:
     file = written(tmp_path, values)
     one = weights(trained(tmp_path, values, f"run.out={tmp_path / 'one'}"))
     sets = [f"--set={said}" for said in (f"parallel.mode={mode}", "run.batchsize=2", f"run.out={tmp_path / 'two'}")]
-    command = [sys.executable, "-m", "training", "stage2", "--config", str(file), *sets]
-    port = str(free_port())
-    started = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-            | {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=240)[1] for process in started]
-    assert all(process.returncode == 0 for process in started), said
+    run_two("training", "stage2", "--config", str(file), *sets)
     two = load_file(tmp_path / "two" / "weights.safetensors")
     assert one.keys() == two.keys()
     # AdamW divides by the root of a mean of squares, so that a gradient that rounding alone makes is a whole step of lr:

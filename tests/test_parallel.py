@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ from torch import Tensor
 
 from models.errors import Misuse
 from tests import one_process
+from tests.two_processes import run_two
 from training.parallel import DDP, FULL_SHARD, NONE, SHARD_GRAD_OP, joined
 
 ROOT = Path(__file__).parent.parent
@@ -21,12 +18,6 @@ ROOT = Path(__file__).parent.parent
 EXACT = 1e-6
 KINDS = ("stage1", "pretrain", "opt", "llama", "momentum")
 WAYS = [*((kind, mode) for kind in KINDS[:4] for mode in (DDP, SHARD_GRAD_OP, FULL_SHARD)), ("momentum", DDP)]
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
 
 
 Found = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses and gradients, by name
@@ -43,20 +34,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have written what each found. They do all that is compared, since they take long to start."""
-    out, port = tmp_path_factory.mktemp("two"), str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.one_process", str(out), *(f"{kind}:{mode}" for kind, mode in WAYS)],
-            cwd=ROOT,
-            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-            | {"MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert all(process.returncode == 0 for process in started), said
+    out = tmp_path_factory.mktemp("two")
+    run_two("tests.one_process", str(out), *(f"{kind}:{mode}" for kind, mode in WAYS))
     return out
 
 

@@ -16,7 +16,7 @@ from models import manifest
 from models.errors import Misuse, UserError
 from tests import one_training
 from tests.one_training import SETTINGS, begin, go_on
-from tests.test_parallel import ROOT, free_port
+from tests.two_processes import ROOT, run_two
 from training import checkpoint, state
 from training.parallel import DDP, FULL_SHARD
 from training.state import Progress
@@ -227,13 +227,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def two_processes(*arguments: str) -> None:
-    port = str(free_port())
-    both = [
-        started("shared", *arguments, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        for r in range(2)
-    ]
-    said = [process.communicate(timeout=60)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    run_two("tests.one_training", "shared", *arguments)
 
 
 @pytest.fixture(scope="module")
