@@ -3,10 +3,12 @@
 
 PYTHON ?= python3
 MODEL ?= blip-demo
-CHECKPOINT ?= $(if $(filter blip2-demo,$(MODEL)),demo/blip2.safetensors,demo/weights.safetensors)
-VIT_CHECKPOINT ?=
-LLM_CHECKPOINT ?=
-TOKENIZER ?= demo/tokenizer
+CHECKPOINT ?= $(or $(CHECKPOINT_$(MODEL)),demo/weights.safetensors)
+CHECKPOINT_blip2-demo := demo/blip2.safetensors
+CHECKPOINT_blip2-opt-demo := demo/blip2_opt.safetensors
+VIT_CHECKPOINT ?= $(if $(filter blip2-opt-demo,$(MODEL)),demo/blip2.safetensors)
+LLM_CHECKPOINT ?= $(if $(filter blip2-opt-demo,$(MODEL)),demo/llm)
+TOKENIZER ?= $(if $(filter blip2-opt-demo,$(MODEL)),demo/llm,demo/tokenizer)
 OUT ?= $(if $(filter blip-demo,$(MODEL)),build,build/$(MODEL))
 IMAGES ?= $(OUT)/pictures
 ANNOTATIONS ?= $(OUT)/pictures/test.json
@@ -15,7 +17,10 @@ TEMPLATE ?= $(if $(filter blip-demo blip2-demo,$(MODEL)),a {})
 BATCHSIZE ?= 16
 K_TEST ?=
 QUESTIONS ?=
-CAPTION_OPTIONS ?= $(if $(filter blip-caption-demo,$(MODEL)),--prompt "" --max-length 40)
+CAPTION_OPTIONS ?= $(CAPTION_OPTIONS_$(MODEL))
+CAPTION_OPTIONS_blip-caption-demo := --prompt "" --max-length 40
+# LAVIS's penalty on words that were there would forbid what these captions say twice.
+CAPTION_OPTIONS_blip2-opt-demo := --prompt "" --max-length 40 --num-beams 3 --repetition-penalty 1 --length-penalty 1
 ANSWER_OPTIONS ?=
 SOC ?=
 CANN ?= 8
@@ -44,7 +49,7 @@ CLASSIFY_ARGS := --batchsize $(BATCHSIZE) $(if $(TEMPLATE),--template "$(TEMPLAT
 $(foreach name,OUT CHECKPOINT VIT_CHECKPOINT LLM_CHECKPOINT TOKENIZER ANNOTATIONS IMAGES LABELLED QUESTIONS,$(if $(word 2,$($(name))),\
     $(error $(name)="$($(name))" holds a space, which make cannot handle; the blip-* commands can)))
 $(if $(findstring ',$(TEMPLATE))$(findstring ",$(TEMPLATE)),$(error TEMPLATE=$(TEMPLATE) holds a quote, which make cannot handle; blip-run classify can))
-ifeq ($(filter blip-demo blip-caption-demo blip2-demo,$(MODEL)),)
+ifeq ($(filter blip-demo blip-caption-demo blip2-demo blip2-opt-demo,$(MODEL)),)
 ifneq ($(findstring file,$(origin CHECKPOINT) $(origin TOKENIZER)),)
 $(error MODEL=$(MODEL) needs its own CHECKPOINT=... and TOKENIZER=...)
 endif
@@ -69,14 +74,16 @@ LABELS := $(if $(filter file,$(origin LABELLED)),$(OUT)/labelled/.made.json,$(wi
 
 # A manifest is there only when its folder is complete: make must not delete it when it is interrupted.
 .PRECIOUS: $(foreach step,$(STEPS),$(OUT)/$(step)/manifest.json) $(OUT)/pictures/test.json
-.PHONY: demo demo-blip2 test lint export data run report classify captions answers om atc-script bench train train-blip2 clean help FORCE
+.PHONY: demo demo-blip2 second-stage test lint export data run report classify captions answers om atc-script bench train train-blip2 training-pictures clean help FORCE
 .DEFAULT_GOAL := help
 
 demo: report  ## the main job on the embedded model and drawn pictures: prints recall and captions, writes report.html
 	@if [ $(MODEL) = blip-demo ]; then $(MAKE) --no-print-directory MODEL=blip-caption-demo OUT="$(OUT)/captions" \
 	    IMAGES="$(IMAGES)" ANNOTATIONS="$(ANNOTATIONS)" captions; fi
-demo-blip2:  ## the same with BLIP-2, and zero-shot classification of drawn pictures
-	@$(MAKE) --no-print-directory MODEL=blip2-demo report classify
+demo-blip2:  ## the same with BLIP-2, both stages, and zero-shot classification of drawn pictures
+	@$(MAKE) --no-print-directory MODEL=blip2-demo report classify second-stage
+second-stage: report
+	@$(MAKE) --no-print-directory MODEL=blip2-opt-demo OUT="$(OUT)/captions" IMAGES="$(IMAGES)" ANNOTATIONS="$(ANNOTATIONS)" captions
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 lint: $(READY)  ## check style and types
@@ -92,7 +99,7 @@ classify: $(OUT)/label-report/manifest.json  ## LABELLED, a folder of class fold
 	@cat "$(OUT)/label-report/report.txt"; echo "$(OUT)/label-report/report.html"
 captions: $(OUT)/caption-report/manifest.json  ## pictures -> OUT/caption-report: captions, and how good they are; CAPTION_OPTIONS for blip-run
 	@cat "$(OUT)/caption-report/report.txt"
-	@if [ $(MODEL) = blip-caption-demo ]; then $(BIN)/python -m demo.attributes --captions "$(OUT)/caption-outputs/captions.json"; fi
+	@if [ "$(filter blip-caption-demo blip2-opt-demo,$(MODEL))" ]; then $(BIN)/python -m demo.attributes --captions "$(OUT)/caption-outputs/captions.json"; fi
 	@echo "$(OUT)/caption-report/report.html"
 answers: $(OUT)/answer-report/manifest.json  ## QUESTIONS about IMAGES, ANNOTATIONS with their answers -> OUT/answer-report; ANSWER_OPTIONS for blip-run
 	@cat "$(OUT)/answer-report/report.txt"; echo "$(OUT)/answer-report/report.html"
@@ -102,10 +109,16 @@ atc-script: $(OUT)/atc/manifest.json  ## the same as a script, OUT/atc/atc.sh, f
 	@echo "$(OUT)/atc/atc.sh"
 bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
-train: $(READY)  ## train the demo's weights again, into OUT/training (takes long)
-	$(BIN)/python -m demo.train --out "$(OUT)/training"
-train-blip2: $(READY)  ## train those of the BLIP-2 demo again
-	$(BIN)/python -m demo.train_blip2 --out "$(OUT)/training-blip2"
+train: $(READY) training-pictures  ## train the demo's BLIP again, into build/demo/training (takes long)
+	$(BIN)/blip-train pretrain --config demo-pretrain
+train-blip2: $(READY) training-pictures  ## train the demo's BLIP-2 again: both stages, and the language model between them
+	$(BIN)/blip-train stage1 --config demo-stage1
+	$(BIN)/python -m demo.train_llm --out build/demo/llm
+	$(BIN)/blip-train stage2 --config demo-stage2 --set model.checkpoint=build/demo/training-blip2/weights.safetensors \
+	    --set model.llm_checkpoint=build/demo/llm
+training-pictures: $(READY)
+	$(BIN)/python -m demo.shapes --out build/demo/training-pictures --split train --count 30000 --names
+	$(BIN)/python -m demo.shapes --out build/demo/training-pictures --split test --count 500
 clean:  ## remove what the steps wrote to OUT, and nothing else
 	@if [ -d "$(OUT)/captions" ]; then $(MAKE) --no-print-directory OUT="$(OUT)/captions" clean; rmdir "$(OUT)/captions" || true; fi
 	@for step in $(STEPS); do \

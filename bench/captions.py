@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.config import Config
 from preprocess.annotations import read_annotations
 from preprocess.text import CaptionTokenizer, pre_caption, with_first
 from runtime.graphs import Graphs
@@ -45,21 +46,26 @@ class Captions:
 def choose_captions(graphs: Graphs, annotations: Path | None, count: int, length: int, seed: int = 0) -> Captions:
     """`count` captions of at most `length` tokens, drawn at random from an annotation file; all of them when it has fewer.
     Raises UserError, see preprocess.annotations, when it cannot be read."""
-    protocol = graphs.config.protocol
-    tokenizer = CaptionTokenizer.load(graphs.tokenizer, graphs.config)
+    return captions_of(graphs.config, CaptionTokenizer.load(graphs.tokenizer, graphs.config), annotations, count, length, seed)
+
+
+def captions_of(
+    config: Config, tokenizer: CaptionTokenizer, annotations: Path | None, count: int, length: int, seed: int = 0
+) -> Captions:
+    """The same for a model that is no graphs yet."""
     draw = np.random.default_rng(seed)
     if annotations is None:
-        return _invented(graphs, tokenizer, count, length, draw)
+        return _invented(config, tokenizer, count, length, draw)
     texts = read_annotations(annotations).captions
     chosen = draw.permutation(len(texts))[:count]
-    cleaned = [pre_caption(texts[n], protocol.max_words) for n in chosen]
+    cleaned = [pre_caption(texts[n], config.protocol.max_words) for n in chosen]
     ids, mask = tokenizer.encode(cleaned, length)
     return Captions(f"captions of {annotations.name}", ids, mask, tokenizer.encode_id)
 
 
-def _invented(graphs: Graphs, tokenizer: CaptionTokenizer, count: int, longest: int, draw: np.random.Generator) -> Captions:
+def _invented(config: Config, tokenizer: CaptionTokenizer, count: int, longest: int, draw: np.random.Generator) -> Captions:
     lengths = np.rint(draw.normal(MEAN, SPREAD, (count, 1))).clip(min(SHORTEST, longest), longest)  # (C, 1)
     mask = (np.arange(longest) < lengths).astype(np.int64)  # (C, L)
-    ids = draw.integers(0, graphs.config.text.vocab, mask.shape, dtype=np.int64)
+    ids = draw.integers(0, config.text.vocab, mask.shape, dtype=np.int64)
     ids[mask == 0] = tokenizer.pad_id
     return Captions("random captions of invented length (give real ones with --captions)", ids, mask, tokenizer.encode_id)

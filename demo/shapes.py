@@ -2,7 +2,8 @@
 
     python -m demo.shapes --split test --count 500 --seed 1 --out build/demo/pictures
 
-Writes `<out>/<split>.json` in Karpathy's form and `<out>/<split>/0001.png`, ... The same arguments give the same bytes.
+Writes `<out>/<split>.json` in Karpathy's form and `<out>/<split>/0001.png`, ... The same arguments give the same bytes. With
+--names also `<out>/<split>_with_names.json`, where pictures of one group have two short captions more, as labels are short.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from demo.captions import captions
+from demo.captions import names as short_captions
 from demo.scenes import SPLITS, Scene, Things, scenes
 from models import manifest
 from models.errors import Command, Misuse
@@ -135,15 +137,28 @@ def write(out: Path, split: str, count: int, seed: int) -> bool:
     return True
 
 
+def write_names(out: Path, split: str, count: int, seed: int) -> Path:
+    """Annotations of a set that was written, with the short captions; returns them."""
+    entries = json.loads((out / f"{split}.json").read_text("utf-8"))
+    for entry, (scene, _, _) in zip(entries, scenes(split, count, seed), strict=True):
+        entry["caption"] += short_captions(scene) if scene.simple else []
+    named = out / f"{split}_with_names.json"
+    manifest.write_text(named, json.dumps(entries))
+    return named
+
+
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path), default="build/demo/pictures", help="Folder for the set.")
 @click.option("--split", type=click.Choice(list(SPLITS)), default="test", help="Scenes to train on, or those held out.")
 @click.option("--count", type=int, default=500, help="Pictures.")
 @click.option("--seed", type=click.IntRange(min=0), default=1)
-def main(out: Path, split: str, count: int, seed: int) -> None:
+@click.option("--names", is_flag=True, help="Also annotations with short captions, for zero-shot classification.")
+def main(out: Path, split: str, count: int, seed: int, names: bool) -> None:
     """Draw captioned pictures of coloured shapes, the same for the same arguments."""
     drawn = write(out, split, count, seed)
     click.echo(f"{out / split}.json: {count:,} pictures{'' if drawn else ', drawn before'}")
+    if names:
+        click.echo(f"{write_names(out, split, count, seed)}: the same, with short captions of simple pictures")
 
 
 if __name__ == "__main__":

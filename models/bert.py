@@ -62,6 +62,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = cfg.heads
         self.scale = (cfg.width // cfg.heads) ** -0.5
+        self.dropout = 0.0  # share of the weights that is left out while it learns: see training/dropout.py
         self.self = Projections(cfg.width, source_width)
         self.output = ResidualOutput(cfg.width, cfg.width, cfg.eps)
 
@@ -79,7 +80,10 @@ class Attention(nn.Module):
         scores = self.split(q) @ k.transpose(2, 3)  # (P, H, L, T)
         if bias is not None:
             scores = scores + bias
-        y = (scores.softmax(dim=3) @ v).transpose(1, 2).flatten(2)  # (P, L, D)
+        weights = scores.softmax(dim=3)  # (P, H, L, T)
+        if self.dropout and self.training:
+            weights = F.dropout(weights, self.dropout)
+        y = (weights @ v).transpose(1, 2).flatten(2)  # (P, L, D)
         if shared:
             y = y.reshape(x.shape)  # (B, L, D)
         out: Tensor = self.output(y, x)

@@ -46,6 +46,7 @@ BLIP_COPIES = {  # the same of BLIP's decoder
 SHARED = re.compile(r"text_decoder\.bert\.(embeddings|encoder\.layer\.\d+\.(crossattention|intermediate|output))\.")
 BLOCK = re.compile(r"visual_encoder\.(?:transformer\.res)?blocks\.(\d{1,4})\.")
 END = "tensors of the image encoder's end, which BLIP-2 leaves out"
+REST = "tensors of BLIP-2 beside the image encoder"
 TRAINING, IDS = "records of the training run", "position ids"
 # What only a checkpoint of the second stage has: by our names, Hugging Face's, mindformers'.
 STAGE2 = ("llm_proj", "llm_model", "language_projection", "language_model", "llama_proj", "llama_model")
@@ -141,8 +142,8 @@ def open_checkpoint(path: Path) -> Source:
 
 
 def open_image_encoder(path: Path, config: Blip2Config | Blip2LlmConfig) -> Source:
-    """The tensors of a file that holds only BLIP-2's image encoder, LAVIS's or mindformers', without the blocks that BLIP-2
-    leaves out. Raises UserError when it cannot be read, or holds none or one of another architecture."""
+    """The tensors of a file that holds BLIP-2's image encoder, LAVIS's or mindformers', without the blocks that BLIP-2 leaves
+    out; of a whole BLIP-2 it alone. Raises UserError when it cannot be read, or holds none or one of another architecture."""
     weights = read_weights(path)
     prefix = next((prefix for prefix in ENCODER_PREFIXES if any(name.startswith(prefix) for name in weights.tensors)), "")
 
@@ -163,10 +164,13 @@ def open_image_encoder(path: Path, config: Blip2Config | Blip2LlmConfig) -> Sour
             f"It holds {held or 'nothing'}. Give --vit-checkpoint {VIT_FILES[config.vision.kind == CLIP]}."
         )
     blocks = {name: int(found[1]) for name in tensors if (found := BLOCK.match(name))}
-    last = [name for name, block in blocks.items() if block >= config.vision.depth]
-    used, left = _without_unused({name: tensor for name, tensor in tensors.items() if name not in last}, path, spell)
+    last = {name for name, block in blocks.items() if block >= config.vision.depth}
+    rest = {name for name in tensors if not name.startswith(ENCODER)} if is_blip2(tensors) else set()
+    used, left = _without_unused({name: tensor for name, tensor in tensors.items() if name not in last | rest}, path, spell)
     if last:
         left[END] = left.get(END, 0) + len(last)
+    if rest:
+        left[REST] = left.get(REST, 0) + len(rest)
     return Source(path, weights, MINDSPORE if foreign else LAVIS, used, spell, left, notes, part=ENCODER)
 
 

@@ -118,7 +118,7 @@ def turns_of(positions: Tensor, cfg: LlamaConfig) -> Turns:
     """By how much a position (N, L) turns each pair of numbers: the n-th of K / 2 by position / theta^(2n / K)."""
     half = cfg.width // cfg.heads // 2
     slower = [cfg.theta ** (-n / half) for n in range(half)]
-    angles = positions[:, None, :, None].to(torch.float32) * torch.tensor(slower)  # (N, 1, L, K / 2)
+    angles = positions[:, None, :, None].to(torch.float32) * torch.tensor(slower, device=positions.device)  # (N, 1, L, K / 2)
     return angles.cos(), angles.sin()
 
 

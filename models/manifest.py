@@ -34,6 +34,7 @@ MADE_WITH = {
     "pairs": "blip-run pairs",
     "outputs": "blip-run",
     "report": "blip-post",
+    "features": "blip-train --cache-features",
 }
 # What to do with a folder that is of another step of the conversion, by the kind that was wanted and the one that was found.
 COLLECT = "Its .om files are not collected: run `bash atc.sh` in it, then `blip-atc --collect --out {folder}`."

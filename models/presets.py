@@ -69,6 +69,9 @@ BLIP2_DEMO = Blip2Config(
 )
 # The demo's BLIP again, as it describes pictures: the same weights hold both.
 BLIP_CAPTION_DEMO = BlipCaptionConfig(BLIP_DEMO.vision, BLIP_DEMO.text)
+# BLIP-2's second stage upon it, before a language model of the captions' words, demo/llm.
+OPT_DEMO = OptConfig(vocab=464, width=96, depth=3, heads=4, ffn=352, embed=96, positions=96)
+BLIP2_OPT_DEMO = Blip2LlmConfig(BLIP2_DEMO.vision, BLIP2_DEMO.qformer, OPT_DEMO)
 
 
 def _at(size: int, vision: VisionConfig) -> VisionConfig:
@@ -96,6 +99,7 @@ PRESETS: dict[str, Config] = {
     "blip2-stage1-vit-l": Blip2Config(CLIP_L, QFORMER),
     "blip2-retrieval-coco": Blip2Config(EVA_G_364, QFORMER),
     "blip2-demo": BLIP2_DEMO,
+    "blip2-opt-demo": BLIP2_OPT_DEMO,
     "blip2-opt-2.7b": _second(EVA_G, OPT_2_7B),
     "blip2-opt-6.7b": _second(EVA_G, OPT_6_7B),
     "blip2-opt-2.7b-coco": _second(EVA_G_364, OPT_2_7B),

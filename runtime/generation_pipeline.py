@@ -15,7 +15,7 @@ from models.errors import Misuse
 from preprocess.annotations import is_text
 from runtime.batches import slices
 from runtime.generation_presets import PLACE, settings_for
-from runtime.generator import Generator, Request, Written
+from runtime.generator import Generator, Request
 from runtime.how import How, Writing, answered
 from runtime.model import Engine, count
 from runtime.outputs import CAPTION, VQA
@@ -23,6 +23,7 @@ from runtime.picture_input import Picture, as_list, read_pictures
 from runtime.prompts import caption_prompt, question_prompt
 from runtime.run import refuse_model
 from runtime.vqa import how_for
+from runtime.writing import Written
 
 Asked = Picture | Mapping[str, Any]  # a picture, or {"image": picture} with its "prompt" or "question"
 

@@ -6,27 +6,24 @@ P pictures that are looked at together, N prompts about them that are written on
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from models.config import Blip2LlmConfig, BlipCaptionConfig, BlipVqaConfig
-from models.errors import Misuse, UserError
-from models.llm_config import T5Config
-from preprocess.padding import right_padded
+from models.config import Blip2LlmConfig, BlipVqaConfig
+from models.errors import UserError
 from preprocess.wordpiece_words import WordpieceWords
 from preprocess.words import Words, load_words
 from runtime.batches import slices
-from runtime.decode import generate
 from runtime.decoders import Decoder, Seen, open_decoder
-from runtime.decoding import TRANSFORMERS
-from runtime.generation_presets import COUNTED, POSITIONS, Settings
+from runtime.decoding import Steps
+from runtime.generation_presets import Settings
 from runtime.graphs import MEND, Graphs
-from runtime.prompts import text_of
 from runtime.rank import questions_at_once, rank
 from runtime.room import check_columns, check_room, columns_of
+from runtime.writing import Written, lengths, read, write
 
 PREFILL = "llm_prefill"  # the graph of fixed length that pads every prompt
 
@@ -38,18 +35,6 @@ class Request:
     number: int  # in the whole run: random numbers depend on it
     picture: int
     prompt: str  # as the model reads it
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written for one request, the best first."""
-
-    texts: list[str]
-    scores: list[float]
-    tokens: list[int]  # new words of each, without the one that ends it
-
-    def __post_init__(self) -> None:
-        assert len(self.texts) == len(self.scores) == len(self.tokens)
 
 
 class Generator:
@@ -74,26 +59,13 @@ class Generator:
         `attend_padding`: have BLIP's answers look at the padding of the questions, as the original does. `on_step` is told
         after each step how many words it gave. Raises as `runtime.decode.generate`.
         """
-        found: list[Written | None] = [None] * len(requests)
-        for chosen, ids, mask in self._together([request.prompt for request in requests], settings):
-            counted = self._counted(ids, mask, settings)
+
+        def begin(chosen: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> Steps:
             pictures = np.array([requests[n].picture for n in chosen], np.int64)
-            texts = generate(
-                self.decoder.begin(seen, pictures, ids, mask, attend_padding),
-                counted,
-                self.words.stop_ids,
-                settings.after(counted.shape[1]),
-                on_step,
-                [requests[n].number for n in chosen],
-            )
-            for n, row, kept, generated in zip(chosen, ids, mask, texts, strict=True):
-                said = partial(text_of, self.words, self.config, settings, requests[n].prompt, row[kept > 0].tolist())
-                found[n] = Written(
-                    [said(text.ids) for text in generated],
-                    [float(text.score) for text in generated],
-                    [len(text.ids) for text in generated],
-                )
-        return [written for written in found if written is not None]
+            return self.decoder.begin(seen, pictures, ids, mask, attend_padding)
+
+        prompts, numbers = [request.prompt for request in requests], [request.number for request in requests]
+        return write(begin, self.words, self.config, settings, prompts, numbers, on_step)
 
     def rank(
         self,
@@ -107,7 +79,7 @@ class Generator:
         """The best `number` of `answers` to each request, of the k that runtime.rank looks at. BLIP's VQA alone."""
         assert isinstance(self.words, WordpieceWords)
         assert isinstance(self.config, BlipVqaConfig)
-        ids, mask = self._read([request.prompt for request in requests])
+        ids, mask = read(self.words, self.config, [request.prompt for request in requests])
         candidates, kept = self.words.answers(answers)  # (A, 1 + W), [DEC] first
         lengths, k = kept.sum(axis=1) - 1, min(k, len(answers))
         pictures = np.array([request.picture for request in requests], np.int64)
@@ -128,35 +100,20 @@ class Generator:
         """
         check_columns(self.graphs, max(settings.decoding.num_beams, settings.decoding.num_return))
         prompts = list(dict.fromkeys(prompts))
-        for chosen, ids, mask in self._together(prompts, settings):
-            if not ids.shape[1] and PREFILL in self.graphs.written:
+        for chosen, length, new in lengths(self.words, self.config, settings, prompts):
+            if not length and PREFILL in self.graphs.written:
                 raise UserError(
                     f"The prompt {prompts[chosen[0]][:60]!r} has no token, and {PREFILL} reads one at least. "
                     "Give it a word, or export the graphs with --target ort."
                 )
-            counted = self._counted(ids, mask, settings).shape[1]
-            decoding = settings.after(counted)
-            new, least = decoding.max_length - counted, decoding.min_length - counted
-            if new < 1:
-                raise Misuse(
-                    f"max_length {settings.decoding.max_length} leaves no room for a new word after the {counted} that count "
-                    f"already. The longest prompt is {max(prompts, key=len)[:60]!r}; shorten it, or give a larger --max-length."
-                )
-            if least > new:
-                raise Misuse(
-                    f"min_length {settings.decoding.min_length} counts {COUNTED[settings.min_counts]}, max_length "
-                    f"{settings.decoding.max_length} counts {COUNTED[settings.max_counts]}: after the prompt "
-                    f"{prompts[chosen[0]][:40]!r} that is {least} new words or more, and {new} at most. "
-                    "Give a smaller --min-length."
-                )
-            check_room(self.graphs, self.decoder, ids.shape[1], new, "Give a smaller --max-length")
+            check_room(self.graphs, self.decoder, length, new, "Give a smaller --max-length")
         return self._cut(prompts)
 
     def check_ranking(self, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
         """The same of questions that are answered with one of a list."""
         assert isinstance(self.words, WordpieceWords)
         prompts = list(dict.fromkeys(prompts))
-        longest, answer = self._read(prompts)[0].shape[1], self.words.answers(answers)[0].shape[1] - 1
+        longest, answer = read(self.words, self.config, prompts)[0].shape[1], self.words.answers(answers)[0].shape[1] - 1
         check_room(self.graphs, self.decoder, longest, answer, "Leave out long answers")
         return self._cut(prompts)
 
@@ -179,42 +136,6 @@ class Generator:
             )
         said = f"Warning: {cut} of {len(prompts)} prompts have more than {longest} tokens; they are cut, as the original does."
         return [said] if cut else []
-
-    def _read(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask (N, L) as the decoder takes them."""
-        if isinstance(self.config, BlipVqaConfig):
-            assert isinstance(self.words, WordpieceWords)
-            return self.words.questions(prompts, self.config.protocol.max_length)
-        ids, mask = self.words.prompts(prompts)
-        if isinstance(self.config, Blip2LlmConfig) and isinstance(self.config.llm, T5Config):
-            rows = [row[kept > 0].tolist() for row, kept in zip(ids, mask, strict=True)]
-            return right_padded(rows, self.words.pad_id)  # as the original: T5 counts the distances between words
-        return ids, mask
-
-    def _together(self, prompts: Sequence[str], settings: Settings) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Which prompts are written on together, and their ids and mask (N, L): those of equal length where the length counts
-        towards max_length. Otherwise all of them, but those without a token by themselves: beside longer ones they would be
-        written on from a word of padding."""
-        ids, mask = self._read(prompts)
-        lengths = mask.sum(axis=1)
-        if not (isinstance(self.config, BlipCaptionConfig) or settings.max_counts == POSITIONS):
-            lengths = np.where(lengths > 0, ids.shape[1], 0)
-        for length in np.unique(lengths):
-            chosen = np.flatnonzero(lengths == length)
-            yield chosen, ids[chosen, ids.shape[1] - length :], mask[chosen, ids.shape[1] - length :]
-
-    def _counted(self, ids: np.ndarray, mask: np.ndarray, settings: Settings) -> np.ndarray:
-        """(N, L) what counts before the new words, as `runtime.decode.generate` takes it."""
-        config = self.config
-        if isinstance(config, BlipCaptionConfig):
-            return ids
-        whole = settings.max_counts == POSITIONS or settings.decoding.rule == TRANSFORMERS
-        if isinstance(config, Blip2LlmConfig) and not isinstance(config.llm, T5Config) and whole:
-            queries = np.full((len(ids), config.qformer.queries), -1, np.int64)
-            # transformers 5.x counts padding as a word that was there, so its penalty depends on the batch.
-            words = ids if settings.decoding.rule == TRANSFORMERS else np.where(mask > 0, ids, -1)
-            return np.concatenate([queries, words], axis=1)
-        return np.tile(np.array(self.words.start_ids, np.int64), (len(ids), 1))
 
 
 def open_words(graphs: Graphs, cut: bool = True) -> Words:

@@ -11,7 +11,8 @@ import numpy as np
 from runtime.batches import slices
 from runtime.decoders import Seen
 from runtime.generation_presets import Settings
-from runtime.generator import Generator, Request, Written
+from runtime.generator import Generator, Request
+from runtime.writing import Written
 
 GENERATE, RANK = "generate", "rank"
 INFERENCES = (GENERATE, RANK)

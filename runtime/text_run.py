@@ -21,7 +21,7 @@ from runtime import run as runs
 from runtime.batches import prefetched, slices
 from runtime.embed import ShardWork
 from runtime.generation_presets import SAMPLED
-from runtime.generator import Generator, Request, Written
+from runtime.generator import Generator, Request
 from runtime.graphs import Graphs
 from runtime.how import How, answered
 from runtime.listed import Listed
@@ -30,6 +30,7 @@ from runtime.picture_input import read_pictures
 from runtime.place import smaller_batches
 from runtime.rows import Row, Rows, lines_of
 from runtime.run import Data, Run, already_done, begun, identity_of
+from runtime.writing import Written
 
 REQUESTS_PER_SHARD = 64  # some tens of seconds with a captioner of base size: that much is lost at most when a run is stopped
 READERS: dict[str, Callable[[Path], CaptionOutputs | VqaOutputs]] = {CAPTION: read_caption, VQA: read_vqa}

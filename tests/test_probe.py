@@ -19,8 +19,8 @@ from models.huggingface import to_huggingface
 from preprocess.text import CaptionTokenizer
 from tests.chain import TOKENS
 from tests.test_stage1 import plain_itc, plain_itm, plain_lm, plain_negatives, plain_sims
-from tests.tiny import TINY2, random_stage1
-from training import checkpoint, probe
+from tests.tiny import TINY2, random_stage1, save_weights
+from training import probe
 from training.__main__ import main
 from training.step import Batch
 
@@ -44,7 +44,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, model: Blip2Stage1) -> Path:
         Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{name}.png")
     (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n", "utf-8")
     (folder / "sizes.json").write_text(json.dumps(config_file.to_dict(TINY2)), "utf-8")
-    checkpoint.save(model, folder / "ours.safetensors", {})
+    save_weights(model, folder / "ours.safetensors")
     write_lavis(folder, model)
     save_file(to_huggingface(model.state_dict(), TINY2), folder / "huggingface.safetensors")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0broken")
@@ -174,7 +174,7 @@ def test_other_models_and_vocabularies_are_refused(work: Path) -> None:
     sizes: list[object] = ["--model", "blip-demo"]
     result = CliRunner().invoke(main, ["probe", *map(str, [*sizes, *pairs(work, "a")])])
     assert (result.exit_code, result.output.count("\n")) == (2, 1)
-    assert "blip-demo has the sizes of BLIP, expected those of BLIP-2" in result.output
+    assert "blip-demo has the sizes of Blip; expected those of BLIP-2's first stage" in result.output
     result = run(work, *pairs(work, "a"), "--tokenizer", Path(__file__).parent.parent / "demo" / "tokenizer")
     assert result.exit_code == 1
     assert "has 84 tokens" in result.output

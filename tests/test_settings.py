@@ -84,7 +84,11 @@ RANGES: list[tuple[str, dict[str, Any], str]] = [
     ("run", {"keep": 0}, "run.keep is 0; expected 1 or more"),
     ("run", {"validate": "recall"}, "data.validation is null; expected a source, with run.validate: recall"),
     ("run", {"validate": "vqa"}, "run.validate is vqa; expected recall or none, for stage1"),
-    ("run", {"generation": Generation(min_length=40)}, "run.generation.max_length is 30; expected min_length, 40, or more"),
+    (
+        "run",
+        {"generation": Generation(min_length=40, max_length=30)},
+        "run.generation.max_length is 30; expected min_length, 40, or more",
+    ),
     ("run", {"generation": Generation(num_beams=0)}, "run.generation.num_beams is 0; expected 1 or more"),
     ("run", {"cache_features": True}, "model.freeze_vit is false; expected true, with run.cache_features"),
 ]
@@ -131,7 +135,26 @@ def test_what_is_measured() -> None:
     measured = changed(STAGE1, "data", validation=COCO)
     assert measured.metric == "recall"
     assert changed(measured, "run", validate="none").metric == "none"
-    assert changed(changed(STAGE2, "data", validation=COCO), "run", validate="vqa").metric == "vqa"
+    data = dataclasses.replace(STAGE2.data, validation=dataclasses.replace(COCO, kind="vqa"))
+    asked = dataclasses.replace(STAGE2, data=data, run=dataclasses.replace(STAGE2.run, validate="vqa"))
+    assert (asked.metric, asked.best) == ("vqa", "accuracy")
+
+
+def test_what_the_best_is_chosen_by() -> None:
+    recall = changed(STAGE1, "data", validation=COCO)
+    captions = changed(STAGE2, "data", validation=COCO)
+    assert (recall.best, captions.best, STAGE1.best) == ("r_mean", "agg", "")
+    assert changed(recall, "run", best="txt_r_mean").best == "txt_r_mean"
+    with pytest.raises(Misuse, match=r"run\.best is CIDer; did you mean CIDEr\? caption gives agg, CIDEr, Bleu_1"):
+        changed(captions, "run", best="CIDer")
+    with pytest.raises(Misuse, match=r"run\.best is agg; did you mean .*\? recall gives r_mean"):
+        changed(recall, "run", best="agg")
+
+
+@pytest.mark.parametrize(("settings", "kind"), [(STAGE1, "vqa"), (STAGE1, "flickr8k"), (STAGE2, "vqa")])
+def test_what_it_is_measured_on(settings: Settings, kind: Any) -> None:
+    with pytest.raises(Misuse, match=f"data.validation.kind is {kind}; expected karpathy"):
+        changed(settings, "data", validation=dataclasses.replace(COCO, kind=kind))
 
 
 def test_every_task_has_models_and_metrics() -> None:

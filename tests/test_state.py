@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from models import manifest
@@ -17,9 +18,10 @@ from models.errors import Misuse, UserError
 from tests import one_training
 from tests.one_training import SETTINGS, begin, go_on
 from tests.two_processes import ROOT, run_two
-from training import checkpoint, state
+from training import state
 from training.parallel import DDP, FULL_SHARD
 from training.state import Progress
+from training.whole import tensors_of
 
 
 def weights(parts: state.Parts) -> dict[str, Tensor]:
@@ -89,7 +91,7 @@ def test_weights_without_a_gradient_yet_have_no_moments(tmp_path: Path) -> None:
 def test_a_state_is_a_checkpoint(tmp_path: Path) -> None:
     parts = begin()
     folder = state.save(tmp_path, parts, go_on(parts, Progress(), 1), SETTINGS)
-    assert same(checkpoint.load(folder / state.MODEL).state_dict(), weights(parts))
+    assert same(load_file(folder / state.MODEL), tensors_of(parts.model))
 
 
 def test_others_are_kept(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.blip import BlipRetrieval
+from models.blip import BlipPretrain, BlipRetrieval
 from models.blip2 import Blip2Retrieval, Blip2Stage1
 from models.blip2_llm import Blip2Llm
 from models.captioner import BlipCaptioner
@@ -26,7 +28,10 @@ from models.config import (
     VisionConfig,
 )
 from models.llm_config import LlamaConfig, LlmConfig, OptConfig, T5Config
+from models.presets import BLIP_DEMO
 from models.vqa import BlipVqa
+
+DEMO = Path(__file__).parent.parent / "demo"
 
 TINY = BlipConfig(
     VisionConfig(image_size=32, patch=8, width=48, depth=3, heads=6, mlp=112),  # 17 tokens, heads of width 8
@@ -107,3 +112,15 @@ def random_generator(config: GenerationConfig, seed: int = 0, std: float = 0.2) 
         model = BlipVqa(config) if isinstance(config, BlipVqaConfig) else Blip2Llm(config)
     fill(model, seed, std)
     return model.eval().requires_grad_(False)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """As blip-train writes them: each tensor once."""
+    save_file({name: parameter.data for name, parameter in model.named_parameters()}, path)
+
+
+def demo_blip() -> BlipPretrain:
+    """What the demo's weights hold, all of it."""
+    model = BlipPretrain(BLIP_DEMO)
+    model.load_state_dict(load_file(DEMO / "weights.safetensors"), strict=False)  # what is shared stands there once
+    return model

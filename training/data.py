@@ -1,11 +1,10 @@
-"""Captioned pictures in memory, and the order in which training sees them.
+"""Captioned pictures in memory, to measure recall on.
 
 N pictures of side S as uint8, M captions of L tokens. Decoded and tokenised once, as blip-pre does it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.config import Config
-from models.errors import Misuse
 from preprocess.annotations import read_annotations
 from preprocess.images import normalise, read_image
 from preprocess.text import CaptionTokenizer, pre_caption
@@ -67,37 +65,6 @@ def read_pictures(
             pixels[number] = picture
     counts = np.bincount(found.image_of_text, minlength=len(pixels))
     return CaptionedPictures(pixels, ids, mask, np.concatenate([[0], np.cumsum(counts)]))
-
-
-def batches(count: int, batchsize: int, together: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless batches of picture numbers, (batchsize,); each epoch takes the pictures in another order.
-
-    Args:
-        together: so many pictures that follow one another in the file stay in one batch. Where the file puts
-            near-duplicates side by side they become each other's hard negatives.
-
-    Raises Misuse when a batch is no multiple of `together`, or more than there is.
-    """
-    per_batch, groups = batchsize // together, count // together
-    if batchsize % together:
-        nearest = max(per_batch, 1) * together
-        raise Misuse(f"--batchsize is {batchsize}, no multiple of --together {together}. Choose {nearest}.")
-    if per_batch > groups:
-        rows = f" in whole rows of --together {together}" if groups * together < count else ""
-        raise Misuse(f"--batchsize is {batchsize:,}, but there are only {groups * together:,} pictures{rows} to choose from.")
-    while True:
-        order = rng.permutation(groups)
-        for start in range(0, groups - per_batch + 1, per_batch):
-            chosen = order[start : start + per_batch, None] * together + np.arange(together)
-            yield chosen.ravel()
-
-
-def shifted(pixels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Pictures (B, 3, S, S) moved by up to `most` pixels, all alike; what comes in repeats the edge."""
-    down, right = rng.integers(-most, most + 1, 2)
-    rows = np.clip(np.arange(pixels.shape[2]) + down, 0, pixels.shape[2] - 1)
-    columns = np.clip(np.arange(pixels.shape[3]) + right, 0, pixels.shape[3] - 1)
-    return pixels[:, :, rows[:, None], columns]
 
 
 def normalised(pixels: np.ndarray, config: Config) -> np.ndarray:

@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from models import manifest
-from models.blip2_llm import Blip2Llm
 from models.errors import Misuse, UserError
-from models.stored import compute_in_float32
 from training import state
+from training.average import Average, average_in, standing_in
+from training.features import features_of
 from training.gather import averaged
 from training.learner import Learner
 from training.loader import Loaded
@@ -34,6 +34,7 @@ from training.optimizer import make_optimizer, make_scaler, set_learning_rate, t
 from training.order import START
 from training.parallel import DDP, NONE, Place, blocks, joined, shared
 from training.plan import Plan, batches, plan_of
+from training.precision import precisely, widened
 from training.schedule import learning_rate
 from training.settings import Settings
 from training.state import Parts, Progress
@@ -45,7 +46,6 @@ from training.written import write_weights
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
 PERF = "perf"  # folder in run.out for the log of a run that measures speed: that of a training stays
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def fit(settings: Settings, resume: bool = False, max_steps: int | None = None, 
     Raises UserError, naming the step and its batch, when a loss is no longer a number; UserError and Misuse for files and
     settings that cannot be used.
     """
-    refuse_unread(settings)
+    refuse_contradictions(settings)
     device = device_of(settings)
     with joined(device, settings.parallel.mode, settings.parallel.backend) as place, _alone_in(settings.run.out, place):
         return _fit(settings, place, resume, max_steps, perf)
@@ -97,23 +97,14 @@ def device_of(settings: Settings) -> str:
     return device
 
 
-def refuse_unread(settings: Settings) -> None:
-    """Raise Misuse for what a settings file may ask and this release does not do."""
-    asked = {
-        "model.bert_checkpoint": settings.model.bert_checkpoint is not None,
-        "run.ema": settings.run.ema is not None,
-        "run.cache_features": settings.run.cache_features,
-    }
+def refuse_contradictions(settings: Settings) -> None:
+    """Raise Misuse for settings that do not go together."""
     if settings.model.momentum and settings.parallel.mode not in (NONE, DDP):
         raise Misuse(f"parallel.mode is {settings.parallel.mode}; expected {DDP} with model.momentum, whose copies are whole.")
-    for key, is_asked in asked.items():
-        if is_asked:
-            raise Misuse(
-                f"{key} is not part of this release. Leave it out (--set {key}={'false' if 'cache' in key else 'null'})."
-            )
 
 
 def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, perf: bool) -> Fitted:
+    newest = None if perf else _newest(settings.run.out, resume)
     torch.manual_seed(settings.run.seed)
     task = task_of(settings)
     plan = plan_of(settings, task.config, place.processes)
@@ -122,32 +113,39 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
     learner = Learner(task.model, task.losses_of).to(place.device)
     if task.momentum:
         task.momentum.to(place.device)
+    if settings.run.cache_features and plan.samples:
+        with precisely(settings, place.device):
+            encoder = task.model.get_submodule("visual_encoder")
+            plan = replace(plan, features=features_of(settings, task.config, encoder, plan.samples.pictures, place))
     if settings.run.checkpointing:
         for block in blocks(task.model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     together = shared(learner, settings.parallel.mode, place)
     optimizer = make_optimizer(task.model, settings.optimizer)
-    others = {"momentum": task.momentum} if task.momentum else {}
+    others: dict[str, nn.Module] = {"momentum": task.momentum} if task.momentum else {}
+    if settings.run.ema is not None:
+        others["average"] = Average(task.model, settings.run.ema)
+    if place.rank:
+        torch.manual_seed(settings.run.seed + place.rank)  # what is left out at random is another share in each process
     parts = Parts(task.model, optimizer, make_scaler(settings.run, place.device), others)
-    progress = Progress(0, START) if perf else _begun(settings, parts, resume)
+    progress = state.restore(newest, parts, settings) if newest else Progress(0, START)
     ready_to_learn(task.model)
-    measure = None if perf else measure_of(settings, task.config, task.words)
+    measure = None if perf else measure_of(settings, task.config, task.words, together, place.device)
     last = plan.length.steps if max_steps is None else min(plan.length.steps, progress.step + max_steps)
     step = _run(settings, place, task, plan, together, parts, progress, last, perf, measure)
     if perf or step < plan.length.steps:
         return Fitted(step, None)
+    if average := average_in(parts.others):
+        average.exchange(task.model)
     return Fitted(step, write_weights(task.model, task.config, settings))
 
 
-def _begun(settings: Settings, parts: Parts, resume: bool) -> Progress:
-    """Where to go on."""
-    out = settings.run.out
+def _newest(out: Path, resume: bool) -> Path | None:
+    """The state to go on from; None at the start."""
     newest = state.latest(out)
-    if not resume:
-        if newest is not None:
-            raise Misuse(f"{out} holds a training already ({newest.name}). Go on with --resume, or choose another run.out.")
-        return Progress(0, START)
-    return Progress(0, START) if newest is None else state.restore(newest, parts, settings)
+    if newest and not resume:
+        raise Misuse(f"{out} holds a training already ({newest.name}). Go on with --resume, or choose another run.out.")
+    return newest
 
 
 def ready_to_learn(model: nn.Module) -> None:
@@ -173,6 +171,7 @@ def _run(
 ) -> int:
     """The loop, to step `last`. Returns the step it came to: fewer when it was asked to stop."""
     run, length, each = settings.run, plan.length, plan.accumulate
+    average = average_in(parts.others)
     step, position = progress.step, progress.position
     loaded = batches(plan, settings, step * each, position, place.rank, place.processes)
     watch = Watch(run.out / PERF if perf else run.out, settings, last, step)
@@ -192,13 +191,16 @@ def _run(
             if isinstance(temp := getattr(task.model, "temp", None), Tensor):
                 with torch.no_grad():
                     temp.clamp_(COOLEST, WARMEST)
+            if average:
+                average.follow(task.model)
             step += 1
             watch.step(step, found, lr, run.batchsize * each, norm)
             stopping, since = asked(), time.monotonic()
             if measure and (step == length.steps or _due(run.validate_every, plan, step)):
-                metrics = measure(task.model)
+                with standing_in(average, task.model):
+                    metrics = measure(task.model)
                 ready_to_learn(task.model)
-                progress = better(progress, step, metrics["r_mean"])
+                progress = better(progress, step, metrics[settings.best])
                 watch.measured(step, metrics)
             if not perf and (stopping or step == last or _due(run.save_every, plan, step) or progress.best_step == step):
                 state.save(run.out, parts, Progress(step, position, progress.best, progress.best_step), settings)
@@ -230,12 +232,6 @@ def _learn(
     return {name: averaged(loss) for name, loss in losses.items()}
 
 
-def precisely(settings: Settings, device: torch.device) -> AbstractContextManager[object]:
-    """Within it matrix products have the precision that is asked for."""
-    kind = PRECISIONS.get(settings.run.precision)
-    return torch.autocast(device.type, kind) if kind else nullcontext()
-
-
 def moment_of(settings: Settings, plan: Plan, step: int, number: int) -> Moment:
     """What batch `number` of step `step` depends on."""
     asked, length = settings.model.momentum, plan.length
@@ -249,11 +245,6 @@ def _exchanging(learner: nn.Module, exchange: bool) -> AbstractContextManager[ob
     if isinstance(learner, DistributedDataParallel) and not exchange:
         return learner.no_sync()
     return nullcontext()
-
-
-def widened(model: nn.Module) -> AbstractContextManager[object]:
-    """Within it a language model that is stored in half precision computes in float32, in the backward pass too."""
-    return compute_in_float32(model.llm_model) if isinstance(model, Blip2Llm) else nullcontext()
 
 
 def better(progress: Progress, step: int, metric: float) -> Progress:

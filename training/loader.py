@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +64,7 @@ class Loaded:
     """One batch."""
 
     position: Position
-    pixels: np.ndarray  # (B, 3, S, S) uint8
+    pixels: np.ndarray  # (B, 3, S, S) uint8, or in their place features that are kept: (B, T, D) float32
     picture: np.ndarray  # (B,) int64: equal where two samples are of the same picture
     texts: tuple[str, ...]  # B, as annotated
     answers: tuple[Answers, ...] | None = None  # B, None where texts are captions
@@ -123,6 +125,24 @@ def load(plan: Iterator[Planned], workers: int = 0, prefetch: int = 2) -> Genera
             if piece.last:
                 yield _loaded(piece.position, np.concatenate(pixels), draws)
                 pixels, draws = [], []
+
+
+def load_features(plan: Iterator[Planned], features: np.ndarray, prefetch: int = 2) -> Generator[Loaded, None, None]:
+    """The batches of a plan with features (P, T, D) in the place of pixels: no picture is opened. A thread reads `prefetch`
+    batches ahead. Close it to end the thread."""
+
+    def read(batch: Planned) -> Loaded:
+        rows = features.take([draw.picture for draw in batch.draws], axis=0)  # (B, T, D)
+        return _loaded(batch.position, rows, batch.draws)
+
+    ahead: deque[Future[Loaded]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for batch in plan:
+            ahead.append(pool.submit(read, batch))
+            if len(ahead) > prefetch:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def open_encoded(picture: Encoded) -> Image.Image:

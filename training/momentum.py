@@ -53,6 +53,7 @@ class Momentum(nn.Module):
         self.register_buffer("text_queue", F.normalize(torch.randn(queue, width), dim=1))  # (K, E)
         self.register_buffer("picture_queue", torch.full((queue,), NOBODY))  # (K,) numbers of pictures
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.eval()  # without the dropout of the model
 
     @torch.no_grad()
     def follow(self, model: BlipRetrieval) -> None:

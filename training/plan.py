@@ -6,11 +6,13 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
+import numpy as np
+
 from models.config import Config
 from models.errors import Misuse
 from preprocess.workers import usable_cpus
 from training import sources
-from training.loader import Loaded, Planned, load, planned
+from training.loader import Loaded, Planned, load, load_features, planned
 from training.order import START, Order, Position
 from training.schedule import Length
 from training.settings import Data, Settings
@@ -36,6 +38,7 @@ class Plan:
     transforms: tuple[Transform, ...]
     length: Length
     accumulate: int  # batches of a step
+    features: np.ndarray | None = None  # (P, T, D) of the pictures of `samples`, where they are kept: no picture is opened
 
     def batches(self, done: int, start: Position, rank: int, ranks: int) -> Iterator[Planned]:
         """Endless batches for one process.
@@ -89,6 +92,8 @@ def plan_of(settings: Settings, config: Config, ranks: int) -> Plan:
 
 def batches(plan: Plan, settings: Settings, done: int, start: Position, rank: int, ranks: int) -> Generator[Loaded, None, None]:
     """The batches of one process, made ahead by its workers. Close it to end them."""
+    if plan.features is not None:
+        return load_features(plan.batches(done, start, rank, ranks), plan.features, settings.data.prefetch)
     workers = settings.data.workers if settings.data.workers is not None else min(usable_cpus(), MOST_WORKERS)
     return load(plan.batches(done, start, rank, ranks), workers, settings.data.prefetch)
 

@@ -24,20 +24,20 @@ BLOCK = 256  # pictures or captions at a time
 def recall(model: Retrieval, data: CaptionedPictures, encode_id: int) -> dict[str, float]:
     """Percent. txt_r1: pictures that find one of their captions first; img_r1: captions that find their picture first;
     and so on for 5 and 10. The same with `itc_` before it for the embeddings alone."""
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     feats = torch.cat(
         [
-            model.image_feat(torch.from_numpy(normalised(data.pixels[i : i + BLOCK], model.cfg)))
+            model.image_feat(torch.from_numpy(normalised(data.pixels[i : i + BLOCK], model.cfg)).to(device))
             for i in range(0, len(data), BLOCK)
         ]
     )
-    ids, mask = (torch.from_numpy(x) for x in data.captions(np.arange(len(data.ids))))  # (M, L)
+    ids, mask = (torch.from_numpy(x).to(device) for x in data.captions(np.arange(len(data.ids))))  # (M, L)
     text_embed = torch.cat([model.text_embed(ids[i : i + BLOCK], mask[i : i + BLOCK]) for i in range(0, len(ids), BLOCK)])
     sims = similarities(model, feats, text_embed)  # (N, M)
     to_text, to_image = reranked(model, feats, led_by(ids, encode_id), mask, sims)
     model.train(was_training)
-    itc = ranks(sims.numpy(), sims.numpy(), data.image_of_text)
+    itc = ranks(sims.cpu().numpy(), sims.cpu().numpy(), data.image_of_text)
     return {**ranks(to_text, to_image, data.image_of_text), **{f"itc_{name}": value for name, value in itc.items()}}
 
 
@@ -60,7 +60,8 @@ def reranked(model: Retrieval, feats: Tensor, ids: Tensor, mask: Tensor, sims: T
         kv = model.keys_values(feats[image : image + 1])
         logits = model.itm_logits(ids[texts], mask[texts], kv, shared=True)  # (texts, 2)
         scores[image, texts] = logits[:, MATCH] + sims[image, texts]
-    return scores.masked_fill(~among_texts, EXCLUDED).numpy(), scores.masked_fill(~among_images, EXCLUDED).numpy()
+    to_text, to_image = scores.masked_fill(~among_texts, EXCLUDED), scores.masked_fill(~among_images, EXCLUDED)
+    return to_text.cpu().numpy(), to_image.cpu().numpy()
 
 
 def ranks(to_text: np.ndarray, to_image: np.ndarray, image_of_text: np.ndarray) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.schedule import Schedule
-from training.settings_check import METRICS, check
+from training.settings_check import BEST, METRICS, check
 from training.transforms import RandAugment
 
 Task = Literal["pretrain", "stage1", "stage2", "caption", "retrieval", "vqa"]
@@ -45,7 +45,7 @@ class Model:
     config: Path | None = None  # ... or a JSON file in its place
     checkpoint: Path | None = None  # weights to start from; null: random ones
     vit_checkpoint: Path | None = None  # weights of the image encoder, when `checkpoint` has none
-    bert_checkpoint: Path | None = None  # weights of BERT, which text encoder, decoder and Q-Former start from
+    bert_checkpoint: Path | None = None  # BERT, or a BLIP's, which text encoder, decoder and Q-Former start from
     llm_checkpoint: Path | None = None  # folder of the language model, as its authors publish it
     tokenizer: Path | None = None  # vocabulary, or its folder; null: the demo's, or that of `llm_checkpoint`
     image_size: int | None = None  # pixels; null: that of the sizes. Positions are interpolated
@@ -53,6 +53,8 @@ class Model:
     freeze_qformer: bool = False  # the Q-Former too: of BLIP-2 the projection and LoRA are left
     prompt: str = ""  # before each caption, with a space between; no part of the loss
     trailing_newline: bool = False  # after each caption, where OPT ends one
+    dropout: float = 0.0  # share of BERT's values and attention that is left out while it learns
+    drop_path: float = 0.0  # share of the pictures that the last layer of the image encoder leaves as they are; less before
     lora: Lora | None = None
     momentum: Momentum | None = None
 
@@ -105,13 +107,14 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Generation:
-    """How captions and answers are written when a model is measured."""
+    """How captions and answers are written when a model is measured. null: as blip-run writes them, which is as the model's
+    authors do; so are lengths counted (runtime/generation_presets.py)."""
 
-    num_beams: int = 5
-    max_length: int = 30  # ids, with those before the first new word
-    min_length: int = 8
-    length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
+    num_beams: int | None = None
+    max_length: int | None = None
+    min_length: int | None = None
+    length_penalty: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Run:
     trainable_only: bool = False  # checkpoints without what is frozen
     validate: Metric | None = None  # null: the task's own, when there is data.validation
     validate_every: int | None = None  # steps; null: at the end of each epoch
+    best: str | None = None  # figure that the best state is chosen by; null: r_mean, agg or accuracy
     generation: Generation = field(default_factory=Generation)
     out: Path = Path("build/train")  # folder
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
@@ -170,3 +174,8 @@ class Settings:
         if self.data.validation is None:
             return "none"
         return self.run.validate or METRICS[self.task][0]
+
+    @property
+    def best(self) -> str:
+        """The figure that the best state is chosen by."""
+        return self.run.best or BEST[self.metric][0]

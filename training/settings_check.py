@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,14 @@ METRICS: dict[
     "retrieval": ("recall",),
     "vqa": ("vqa",),
 }
+RECALLS = tuple(f"{way}_r{k}" for way in ("txt", "img") for k in (1, 5, 10))
+BEST: dict[str, tuple[str, ...]] = {  # the figures of each metric; the best state is chosen by the first when nothing is said
+    "recall": ("r_mean", "txt_r_mean", "img_r_mean", *RECALLS, *(f"itc_{name}" for name in RECALLS)),
+    "caption": ("agg", "CIDEr", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L"),
+    "vqa": ("accuracy",),
+    "none": ("",),
+}
+KINDS = {"recall": ("karpathy",), "caption": ("karpathy", "flickr8k"), "vqa": ("vqa",)}  # of data.validation
 SEEDS = 2**63  # as many as PyTorch takes
 
 
@@ -78,6 +87,12 @@ def _check_model(settings: Settings) -> None:
             "model.vit_checkpoint, or freeze_vit: false."
         )
     _least("model.image_size", model.image_size, 1)
+    if model.bert_checkpoint is not None:
+        _expect(task != "stage2", "task", task, "one whose words BERT reads, with model.bert_checkpoint")
+        _expect(model.checkpoint is None, "model.checkpoint", model.checkpoint, "null, with model.bert_checkpoint: it holds BERT")
+    _below_one("model.dropout", model.dropout)
+    _below_one("model.drop_path", model.drop_path)
+    _expect(not (model.drop_path and model.freeze_vit), "model.drop_path", model.drop_path, "0, with model.freeze_vit")
     if model.freeze_qformer:
         _expect(task in ("stage2", "caption"), "task", task, "stage2 or caption, with model.freeze_qformer")
     if model.lora is not None:
@@ -171,14 +186,19 @@ def _check_run(settings: Settings) -> None:
         fitting = METRICS[settings.task]
         _expect(run.validate in fitting, "run.validate", run.validate, f"{' or '.join(fitting)} or none, for {settings.task}")
         _expect(data.validation is not None, "data.validation", None, f"a source, with run.validate: {run.validate}")
+    _check_validation(settings)
     least, most = run.generation.min_length, run.generation.max_length
     _least("run.generation.num_beams", run.generation.num_beams, 1)
     _least("run.generation.min_length", least, 0)
-    _expect(most >= max(1, least), "run.generation.max_length", most, f"min_length, {least}, or more")
+    _least("run.generation.max_length", most, 1)
+    _expect(most is None or most >= (least or 0), "run.generation.max_length", most, f"min_length, {least}, or more")
     _above("run.generation.repetition_penalty", run.generation.repetition_penalty)
     if run.cache_features:
         _expect(settings.task in ("stage1", "stage2"), "task", settings.task, "stage1 or stage2, with run.cache_features")
         _expect(model.freeze_vit, "model.freeze_vit", model.freeze_vit, "true, with run.cache_features")
+        for number, source in enumerate(data.train):
+            in_files = source.kind != "shards"
+            _expect(in_files, f"data.train.{number}.kind", source.kind, "pictures in files, with run.cache_features")
         changed = data.crop_scale is not None or data.flip > 0 or data.shift > 0 or data.rand_augment is not None
         changed = changed or any(source.transform not in (None, "blip_image_eval") for source in data.train)
         if changed:
@@ -186,3 +206,15 @@ def _check_run(settings: Settings) -> None:
                 "run.cache_features is true, but pictures are changed at random; expected the same features in each epoch: "
                 "crop_scale: null, flip: 0, shift: 0, rand_augment: null and sources without a transform, in data."
             )
+
+
+def _check_validation(settings: Settings) -> None:
+    metric, best, source = settings.metric, settings.run.best, settings.data.validation
+    if metric == "none" or source is None:
+        return
+    fitting = " or ".join(KINDS[metric])
+    _expect(source.kind in KINDS[metric], "data.validation.kind", source.kind, f"{fitting}, which {metric} is measured on")
+    if best is not None and best not in BEST[metric]:
+        near = difflib.get_close_matches(best, BEST[metric], n=1, cutoff=0.0)[0]
+        known = ", ".join(BEST[metric])
+        raise Misuse(f"run.best is {best}; did you mean {near}? {metric} gives {known}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ ALIASES = {
     "run_blip2_stage2_vit_g_llama_7b_910b": "mindformers-stage2-llama-7b-910b",
     "run_blip2_stage2_vit_g_baichuan_7b": "mindformers-stage2-baichuan-7b",
 }
+IN_PYTHON = "args"  # what settings are called that come from no file
 LARGEST = 1 << 20  # bytes of a file
 Layer = tuple[str, dict[Any, Any]]  # where it comes from, and what it says
 
@@ -36,27 +37,32 @@ def presets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read_settings(path_or_preset: str | Path, sets: Sequence[str] = ()) -> Settings:
+def read_settings(given: str | Path | Mapping[str, Any] | Settings, sets: Sequence[str | Mapping[str, Any]] = ()) -> Settings:
     """Read a settings file, or a preset.
 
     Args:
-        path_or_preset: a text may be the name of a preset or of its alias; otherwise it is the file, as a Path always is.
-        sets: changes such as "schedule.lr=1e-4", applied in their order; the value is YAML.
+        given: a text may be the name of a preset or of its alias; otherwise it is the file, as a Path always is. Or the keys of
+            such a file with their values, or settings that are to be changed.
+        sets: changes such as "schedule.lr=1e-4", applied in their order; the value is YAML. Or keys with their values.
 
     Raises Misuse, with the source and the dotted key: a file that cannot be read, an unknown key (the nearest one is named), a
     value of another type, one out of its range.
     """
-    source = str(path_or_preset)
-    if isinstance(path_or_preset, str) and (source in ALIASES or source in presets()):
+    source = str(given) if isinstance(given, str | Path) else IN_PYTHON
+    if isinstance(given, Settings):
+        layers = [(source, to_dict(given))]
+    elif isinstance(given, Mapping):
+        layers = list(_layers(source, _plain(dict(given))))
+    elif isinstance(given, str) and (source in ALIASES or source in presets()):
         layers = list(_preset(source))
     else:
-        layers = list(_file(Path(path_or_preset)))
-    layers += [_set(text) for text in sets]
+        layers = list(_file(Path(given)))
+    layers += [_set(change) if isinstance(change, str) else (IN_PYTHON, _plain(dict(change))) for change in sets]
     values: Any = {}
     for where, layer in layers:
         typed(Settings, layer, "", where, whole=False)
         values = _joined(values, layer, "", where)
-    where = " with --set ".join([source, *sets])
+    where = " with --set ".join([source, *(change for change in sets if isinstance(change, str))])
     settings: Settings = typed(Settings, values, "", where, whole=True)
     return settings
 
@@ -70,7 +76,7 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
 

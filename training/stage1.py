@@ -12,6 +12,7 @@ from models.blip2 import Blip2Stage1
 from preprocess.text import CaptionTokenizer
 from training import losses
 from training.data import led_by
+from training.features import image_feat
 from training.gather import gathered, own_rows, processes
 from training.step import Batch, Step
 
@@ -24,7 +25,7 @@ def losses_of(model: Blip2Stage1, tokenizer: CaptionTokenizer, batch: Batch, gen
     The similarity is that of the query that fits the caption best. In a batch that holds no wrong picture or caption (a
     batch of one) a pair is its own negative, as in mindformers (models/blip2/blip2_qformer.py); LAVIS fails there.
     """
-    feat = model.image_feat(batch.image)  # (B, T, D)
+    feat = image_feat(model, batch.image)  # (B, T, D)
     kv = model.keys_values(feat)
     tokens = model.tokens(len(batch.pictures))
     query_embed, past = model.Qformer.bert.read_image(tokens, kv)  # (B, Q, D)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from models.blip2_llm import Blip2Llm
 from models.caches import Before, Bias, bias_after
 from models.t5 import T5
+from training.features import image_feat
 from training.losses import IGNORED, next_word
 
 START_OF_T5 = 0  # decoder_start_token_id of google/flan-t5-*: the padding
@@ -25,7 +26,7 @@ START_OF_T5 = 0  # decoder_start_token_id of google/flan-t5-*: the padding
 class Told:
     """B pictures, and what is said of each: the words of one text, padded on the right."""
 
-    image: Tensor  # (B, 3, S, S) float32
+    image: Tensor  # (B, 3, S, S) float32, or features that are kept: (B, T, D) float32
     ids: Tensor  # (B, L) int64
     mask: Tensor  # (B, L) int64, 0 on padding
     learnt: Tensor  # (B, L) int64, 1 on the words that are to be foretold: not on the prompt
@@ -35,7 +36,7 @@ class Told:
 class Answered:
     """B pictures with a prompt each, which an encoder reads, and what is to be answered."""
 
-    image: Tensor  # (B, 3, S, S) float32
+    image: Tensor  # (B, 3, S, S) float32, or features that are kept: (B, T, D) float32
     ids: Tensor  # (B, L) int64, the prompt
     mask: Tensor  # (B, L) int64
     answer: Tensor  # (B, A) int64
@@ -46,7 +47,7 @@ def told_loss(model: Blip2Llm, batch: Told) -> Tensor:
     """Cross-entropy of each word that is learnt, after the queries and the words before it. Not of T5."""
     llm = model.llm_model
     assert not isinstance(llm, T5)
-    prompt = model.llm_prompt(model.query_embed(model.image_feat(batch.image)))  # (B, Q, E)
+    prompt = model.llm_prompt(model.query_embed(image_feat(model, batch.image)))  # (B, Q, E)
     count = prompt.shape[1]
     embeds = torch.cat([prompt, llm.embed(batch.ids)], dim=1)  # (B, Q + L, E)
     mask = F.pad(batch.mask, (count, 0), value=1)  # (B, Q + L)
@@ -61,7 +62,7 @@ def answered_loss(model: Blip2Llm, batch: Answered) -> Tensor:
     """Of T5: cross-entropy of each word of the answer, after the queries and the prompt, which its encoder reads."""
     t5 = model.llm_model
     assert isinstance(t5, T5)
-    prompt = model.llm_prompt(model.query_embed(model.image_feat(batch.image)))  # (B, Q, E)
+    prompt = model.llm_prompt(model.query_embed(image_feat(model, batch.image)))  # (B, Q, E)
     cross = t5.cross_kv(model.encode(prompt, batch.ids, batch.mask))
     seen = F.pad(batch.mask, (prompt.shape[1], 0), value=1)  # (B, Q + L)
     said = F.pad(batch.answer[:, :-1], (1, 0), value=START_OF_T5)[:, None]  # (B, 1, A), the word before each

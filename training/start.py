@@ -8,14 +8,17 @@ import torch
 from torch import nn
 
 from models import presets
+from models.bert_checkpoint import PartReport, Spoken, load_bert
 from models.blip import BlipPretrain
 from models.blip2 import Blip2Stage1
 from models.blip2_llm import Blip2Llm
-from models.checkpoint import begin_stage2, load_generator, load_image_encoder, load_model, load_stage1
+from models.checkpoint import LoadReport, begin_stage2, load_generator, load_image_encoder, load_model, load_stage1
 from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig, Config
 from models.config_file import from_file
 from models.errors import Misuse
 from models.fit import Generator, generator_of
+from models.vit_checkpoint import load_plain_vit
+from training.dropout import add_drop_path, add_dropout
 from training.initial import initialise
 from training.lora import add_lora
 from training.pretrain import BlipFinetune
@@ -58,6 +61,8 @@ def started(settings: Settings, config: Config) -> tuple[nn.Module, list[str]]:
             model.query_tokens.requires_grad_(False)
         if asked.lora:
             add_lora(model.llm_model, asked.lora.rank, asked.lora.alpha, asked.lora.dropout)
+    add_dropout(model, asked.dropout)
+    add_drop_path(model.visual_encoder, asked.drop_path)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float().clone()  # weights from a file are mapped, and read alone
@@ -69,10 +74,10 @@ def _blip(asked: Model, config: BlipConfig, settings: Settings) -> tuple[BlipPre
     model = BlipPretrain(config) if pretraining else BlipFinetune(config)
     initialise(model, settings.run.seed)
     if asked.checkpoint is None:
-        return model, []
+        return model, _parts(model, asked, config)
     if pretraining:
         raise Misuse("task pretrain starts from nothing. Leave model.checkpoint out.")
-    loaded, report = load_model(config, asked.checkpoint)
+    loaded, report = load_model(config, asked.checkpoint, asked.vit_checkpoint)
     model.load_state_dict(loaded.state_dict(), strict=False)
     if report.temperature is not None:
         model.temp.data.fill_(report.temperature)
@@ -85,7 +90,7 @@ def _stage1(asked: Model, config: Blip2Config, seed: int) -> tuple[Blip2Stage1, 
         return loaded, report.lines()
     model = Blip2Stage1(config)
     initialise(model, seed)
-    return model, load_image_encoder(model, asked.vit_checkpoint).lines() if asked.vit_checkpoint else []
+    return model, _parts(model, asked, config)
 
 
 def _generator(asked: Model, config: Config, seed: int) -> tuple[Generator, list[str]]:
@@ -93,10 +98,34 @@ def _generator(asked: Model, config: Config, seed: int) -> tuple[Generator, list
     if asked.checkpoint is None:
         model = generator_of(config)
         initialise(model, seed)
-        return model, []
+        if isinstance(config, Blip2LlmConfig):
+            _refuse_parts(asked)
+            return model, []
+        return model, _parts(model, asked, config)
     if isinstance(config, Blip2LlmConfig) and asked.llm_checkpoint:
         torch.manual_seed(seed)
         if begun := begin_stage2(config, asked.checkpoint, asked.vit_checkpoint, asked.llm_checkpoint):
             return begun[0], begun[1].lines()
     loaded, report = load_generator(config, asked.checkpoint, asked.vit_checkpoint, asked.llm_checkpoint)
     return loaded, report.lines()
+
+
+def _parts(model: nn.Module, asked: Model, config: Spoken) -> list[str]:
+    """Fill what has a file of its own, the image encoder and BERT, and return what there is to say of it."""
+    said = []
+    if path := asked.vit_checkpoint:
+        report: PartReport | LoadReport | None = load_plain_vit(model, config, path)
+        if report is None:
+            assert isinstance(model, Blip2Stage1)
+            report = load_image_encoder(model, path)
+        said += report.lines()
+    return said + (load_bert(model, config, asked.bert_checkpoint).lines() if asked.bert_checkpoint else [])
+
+
+def _refuse_parts(asked: Model) -> None:
+    for key in ("vit_checkpoint", "bert_checkpoint", "llm_checkpoint"):
+        if found := getattr(asked, key):
+            raise Misuse(
+                f"model.{key} is {found}, but model.checkpoint is null; expected the first or the second stage of BLIP-2 there, "
+                "which this one goes on from."
+            )

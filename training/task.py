@@ -150,7 +150,9 @@ def _three(step: Step) -> Losses:
 
 
 def _image(loaded: Loaded, config: Config) -> Tensor:
-    """(B, 3, S, S) as the model reads it."""
+    """(B, 3, S, S) as the model reads it, or the features (B, T, D) that are kept."""
+    if loaded.pixels.ndim == 3:
+        return torch.from_numpy(loaded.pixels)
     return torch.from_numpy(normalise(loaded.pixels, config.protocol.mean, config.protocol.std))
 
 

@@ -1,67 +1,153 @@
-"""What a model is measured by while it learns. Recall, so far: captions and answers take a decoder that runs graphs."""
+"""What a model is measured by while it learns: recall, captions or answers. All processes know the same figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-import click
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule
 
 from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval
-from models.config import Config
-from models.errors import Misuse
+from models.blip2_llm import Blip2Llm
+from models.captioner import BlipCaptioner
+from models.config import Config, GenerationConfig
+from models.errors import UserError
+from models.vqa import BlipVqa
+from postprocess import caption_metrics, vqa_accuracy
+from postprocess.references import Asked
+from preprocess.checked import Id
+from preprocess.questioned import read_questioned
 from preprocess.text import CaptionTokenizer
 from preprocess.workers import usable_cpus
+from training import sources
 from training.data import read_pictures
-from training.gather import rank
+from training.describe import CAPTION, VQA, Speech, check_room, speech_of, texts_of
+from training.gather import processes, rank
 from training.recall import recall
-from training.settings import Settings
+from training.settings import Settings, Source
+from training.settings_check import BEST, RECALLS
 
 Metrics = dict[str, float]
-MEASURED = ("txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10")  # whose mean is r_mean, by which BLIP chooses
+Measure = Callable[[nn.Module], Metrics]
+SCORED = BEST["caption"][1:]  # the figures that postprocess gives; the first is made of two of them
 
 
-def measure_of(settings: Settings, config: Config, words: CaptionTokenizer | None) -> Callable[[nn.Module], Metrics] | None:
-    """What measures a model on data.validation; None when nothing is measured, which is said where it was asked for.
+def measure_of(
+    settings: Settings, config: Config, words: CaptionTokenizer | None, learner: nn.Module, device: torch.device
+) -> Measure | None:
+    """What measures the model of `learner` on data.validation; None when nothing is measured.
+
+    Args:
+        words: of a model that finds pictures and captions.
 
     Raises UserError and Misuse for files that cannot be used.
     """
     source = settings.data.validation
     if settings.metric == "none" or source is None:
         return None
-    if settings.metric != "recall" or words is None:
-        if rank() == 0:
-            click.echo(
-                f"data.validation is not read: {settings.metric} is not measured while training. Export the weights, then "
-                "blip-run and blip-post measure them."
-            )
-        return None
-    if source.annotations is None or source.images is None:
-        raise Misuse("data.validation lacks annotations or images; expected both.")
-    workers = settings.data.workers or min(usable_cpus(), 16)
-    data = read_pictures(source.annotations, source.split, source.images, words, config, workers)
+    if settings.metric == "recall":
+        assert words
+        inside = _recall(settings, source, config, words)
+    else:
+        assert isinstance(config, GenerationConfig)
+        inside = {CAPTION: _captions, VQA: _answers}[settings.metric](settings, source, config)
 
     def measure(model: nn.Module) -> Metrics:
-        assert isinstance(model, BlipRetrieval | Blip2Retrieval)
-        with _whole(model):
-            found = recall(model, data, words.encode_id)
-        return {**found, "r_mean": float(np.mean([found[name] for name in MEASURED]))}
+        with _whole(learner, device):
+            return inside(model)
 
     return measure
 
 
+def _recall(settings: Settings, source: Source, config: Config, words: CaptionTokenizer) -> Measure:
+    workers = settings.data.workers or min(usable_cpus(), 16)
+    annotations, images = _files(source)
+    data = read_pictures(annotations, source.split, images, words, config, workers)
+
+    def measure(model: nn.Module) -> Metrics:
+        assert isinstance(model, BlipRetrieval | Blip2Retrieval)
+        found = recall(model, data, words.encode_id)
+        txt, img = (float(np.mean([found[name] for name in RECALLS if name.startswith(way)])) for way in ("txt", "img"))
+        return {**found, "txt_r_mean": txt, "img_r_mean": img, "r_mean": (txt + img) / 2}
+
+    return measure
+
+
+def _captions(settings: Settings, source: Source, config: GenerationConfig) -> Measure:
+    """Those metrics that need no Java, and what LAVIS chooses by: CIDEr and Bleu_4 added (lavis/tasks/captioning.py)."""
+    annotations, images = _files(source)
+    data = sources.read_source(sources.Source(source.kind, annotations, images, split=source.split, per_picture=True))
+    speech = speech_of(settings, config, CAPTION)
+    files = [data.pictures[n] for n in data.picture]
+    prompts = speech.prompts([None] * len(files))
+    check_room(speech, prompts)
+
+    def measure(model: nn.Module) -> Metrics:
+        texts = _texts_of_all(model, speech, files, prompts)
+        found = caption_metrics.judge(dict(enumerate(data.texts)), dict(enumerate(texts)), names=SCORED).corpus
+        figures = {name: found[name] or 0.0 for name in SCORED}
+        return {"agg": figures["CIDEr"] + figures["Bleu_4"], **figures}
+
+    return measure
+
+
+def _answers(settings: Settings, source: Source, config: GenerationConfig) -> Measure:
+    """VQA accuracy of answers that are written, in percent."""
+    annotations, images = _files(source)
+    data = read_questioned(images, *((source.questions, annotations) if source.questions else (annotations,)))
+    if not data.questions[0].answers:  # all have some, or none has
+        raise UserError(f"{annotations} holds questions without answers; data.validation needs both.")
+    speech = speech_of(settings, config, VQA)
+    files = [images / data.pictures.names[question.image] for question in data.questions]
+    prompts = speech.prompts([question.question for question in data.questions])
+    check_room(speech, prompts)
+    people: dict[Id, Asked] = {number: Asked(tuple(question.answers)) for number, question in enumerate(data.questions)}
+
+    def measure(model: nn.Module) -> Metrics:
+        texts = _texts_of_all(model, speech, files, prompts)
+        return {"accuracy": vqa_accuracy.judge(people, dict(enumerate(texts))).overall}
+
+    return measure
+
+
+def _files(source: Source) -> tuple[Path, Path]:
+    assert source.annotations  # training/settings_check.py asks for both
+    assert source.images
+    return source.annotations, source.images
+
+
+def _texts_of_all(model: nn.Module, speech: Speech, files: Sequence[Path], prompts: Sequence[str]) -> list[str]:
+    """Each process writes its part; all get all."""
+    assert isinstance(model, BlipCaptioner | BlipVqa | Blip2Llm)
+    first, last = (len(files) * number // processes() for number in (rank(), rank() + 1))
+    texts = texts_of(model, speech, files[first:last], prompts[first:last])
+    if processes() == 1:
+        return texts
+    parts: list[list[str]] = [[] for _ in range(processes())]
+    distributed.all_gather_object(parts, texts)
+    return [text for part in parts for text in part]
+
+
 @contextmanager
-def _whole(model: nn.Module) -> Iterator[None]:
-    """Within it each process holds all weights; its random numbers go on after it as if nothing had been measured."""
-    shares = [module for module in model.modules() if isinstance(module, FSDPModule)]
+def _whole(learner: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within it each process holds all weights, and runs the model without telling the others; its random numbers go on after
+    it as if nothing had been measured."""
+    shares = [module for module in learner.modules() if isinstance(module, FSDPModule)]
+    hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in shares]
     for module in shares:
         module.unshard()
-    with torch.random.fork_rng():
-        yield
-    for module in shares:
-        module.reshard()
+        # FSDP's own would let weights go behind each layer, and count on all processes to fetch them again as often.
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, (before, after) in zip(shares, hooks, strict=True):
+            module._forward_pre_hooks, module._forward_hooks = before, after
+            module.reshard()

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from models import config_file
+from models import config_file, manifest
+from models.blip2 import Blip2Stage1
 from models.blip2_llm import Blip2Llm
 from models.config import Config
+from models.layouts import ENCODER
 from models.llm_checkpoint import LLM
 from models.write_weights import write_safetensors
 from training.lora import merge_lora
@@ -22,7 +24,8 @@ WEIGHTS = "weights.safetensors"
 def write_weights(model: nn.Module, config: Config, settings: Settings) -> Path:
     """Write `weights.safetensors` into `run.out`, beside and renamed, and return its path. All processes call it; LoRA is merged.
 
-    A language model that stays as it is stays in its own folder, as LAVIS leaves it: `--llm-checkpoint` names it again.
+    A language model that stays as it is stays in its own folder, as LAVIS leaves it: `--llm-checkpoint` names it again. With
+    `run.trainable_only` so does BLIP-2's frozen image encoder, for which there is `--vit-checkpoint`.
     """
     lora = settings.model.lora is not None
     if lora and isinstance(model, Blip2Llm):
@@ -30,8 +33,11 @@ def write_weights(model: nn.Module, config: Config, settings: Settings) -> Path:
     tensors: dict[str, Tensor] = gathered(tensors_of(model))
     if settings.model.llm_checkpoint and not lora:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LLM)}
+    if settings.run.trainable_only and settings.model.freeze_vit and isinstance(model, Blip2Stage1 | Blip2Llm):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}
     path = settings.run.out / WEIGHTS
     about = {"config": json.dumps(config_file.to_dict(config)), "task": settings.task, "seed": str(settings.run.seed)}
+    about |= {"command": manifest.command()}
 
     def write() -> None:
         beside = path.with_name(f".{path.name}.part")
