@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from models.errors import UserError
 
@@ -21,7 +23,7 @@ AHEAD = 4  # items in flight per worker
 
 
 def in_order(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:
-    """Yield work(item) for every item, in order. `work` must be a function that can be pickled.
+    """Yield work(item) for every item, in order. `work` must be a function that can be pickled, of a module and not of a script.
 
     Few items, or one worker, stay in this process. Close the iterator (`contextlib.closing`) so that an error of the
     consumer stops the workers at once. Raises UserError when a worker dies.
@@ -59,18 +61,33 @@ def _submit(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Futur
     when the start is complete: half a start leaves a child that complains. (Of a signal that this thread masks, another
     thread may tell it.)"""
     if threading.current_thread() is not threading.main_thread():
-        return pool.submit(work, item)
+        with _without_main():
+            return pool.submit(work, item)
     pressed: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        future = pool.submit(work, item)
+        with _without_main():
+            future = pool.submit(work, item)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
     if pressed:
         raise KeyboardInterrupt
     return future
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that is started within does not run the caller's script once more, as spawn would have it: what works there is
+    imported by its own name, and a script needs no `if __name__ == "__main__"`."""
+    main = sys.modules["__main__"].__dict__
+    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 def _end_with_parent() -> None:

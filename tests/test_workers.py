@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +34,17 @@ def complain(item: int) -> int:
 @pytest.mark.parametrize("number", [1, 2])
 def test_in_order(number: int) -> None:
     assert list(in_order(double, range(100), number)) == [2 * item for item in range(100)]
+
+
+def test_a_script_is_not_run_again(tmp_path: Path) -> None:
+    """Also without `if __name__ == "__main__"`, by its path and from standard input."""
+    script = "from math import sqrt\nfrom preprocess.workers import in_order\nprint(sum(in_order(sqrt, [4] * 50, 2)))\n"
+    (tmp_path / "script.py").write_text(script, "utf-8")
+    for how, given in (([str(tmp_path / "script.py")], None), (["-"], script)):
+        run = [sys.executable, *how]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        done = subprocess.run(run, input=given, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert (done.stdout, done.stderr) == ("100.0\n", "")
 
 
 def test_in_order_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
