@@ -216,9 +216,13 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """How this process was called, to be typed again: `blip-pre retrieval ...`, or `python -m preprocess retrieval ...`."""
+    """How this process was called, to be typed again: `blip-pre retrieval ...`, `python -m preprocess retrieval ...`."""
     called = Path(sys.argv[0])
-    program = ["python", "-m", called.parent.name] if called.name == "__main__.py" else [called.name]
+    program = [called.name]
+    if called.stem == "__main__":
+        program = ["python", "-m", called.parent.name]
+    elif (called.parent / "__init__.py").is_file():
+        program = ["python", "-m", f"{called.parent.name}.{called.stem}"]
     return shlex.join([*program, *sys.argv[1:]])
 
 

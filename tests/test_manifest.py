@@ -85,6 +85,8 @@ def test_digest_names_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["/usr/bin/blip-pre", "retrieval", "--images", "my pictures"], "blip-pre retrieval --images 'my pictures'"),
         (["/src/preprocess/__main__.py", "retrieval"], "python -m preprocess retrieval"),
         (["/usr/bin/blip-bench"], "blip-bench"),
+        ([str(Path(__file__).parent.parent / "bench" / "training.py"), "--depth", "2"], "python -m bench.training --depth 2"),
+        (["mine/script.py"], "script.py"),
     ],
 )
 def test_command(argv: list[str], typed: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ PUBLISHED = {
     "paddlemix-stage2": ("stage2", "blip2-opt-2.7b", 32, 10, {(0, 1000): 5.05e-5, (1, 0): 9.779754e-5, (5, 0): 5.5e-5}),
     "paddlemix-lora-sft": ("caption", "blip2-opt-2.7b", 32, 10, {(0, 0): 1e-3, (5, 0): 5.05e-4}),
 }
-DEMO = ("demo-pretrain", "demo-stage1", "demo-stage2")
+DEMO = ("demo-caption", "demo-pretrain", "demo-stage1", "demo-stage2")
 
 
 def test_all_are_in_the_tables() -> None:
