@@ -109,13 +109,13 @@ atc-script: $(OUT)/atc/manifest.json  ## the same as a script, OUT/atc/atc.sh, f
 	@echo "$(OUT)/atc/atc.sh"
 bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
-train: $(READY) training-pictures  ## train the demo's BLIP again, into build/demo/training (takes long)
-	$(BIN)/blip-train pretrain --config demo-pretrain
-train-blip2: $(READY) training-pictures  ## train the demo's BLIP-2 again: both stages, and the language model between them
-	$(BIN)/blip-train stage1 --config demo-stage1
-	$(BIN)/python -m demo.train_llm --out build/demo/llm
+train: training-pictures  ## train the demo's BLIP again, into build/demo/training (takes long; goes on where it was stopped)
+	$(BIN)/blip-train pretrain --config demo-pretrain --resume
+train-blip2: training-pictures  ## train the demo's BLIP-2 again: both stages, and the language model between them
+	$(BIN)/blip-train stage1 --config demo-stage1 --resume
+	test -d build/demo/llm || $(BIN)/python -m demo.train_llm --out build/demo/llm
 	$(BIN)/blip-train stage2 --config demo-stage2 --set model.checkpoint=build/demo/training-blip2/weights.safetensors \
-	    --set model.llm_checkpoint=build/demo/llm
+	    --set model.llm_checkpoint=build/demo/llm --resume
 training-pictures: $(READY)
 	$(BIN)/python -m demo.shapes --out build/demo/training-pictures --split train --count 30000 --names
 	$(BIN)/python -m demo.shapes --out build/demo/training-pictures --split test --count 500
