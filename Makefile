@@ -109,6 +109,8 @@ atc-script: $(OUT)/atc/manifest.json  ## the same as a script, OUT/atc/atc.sh, f
 	@echo "$(OUT)/atc/atc.sh"
 bench: $(OUT)/graphs/manifest.json  ## time every graph in batches of BATCHSIZE
 	$(BIN)/python -m bench --graphs "$(OUT)/graphs" --batchsize $(BATCHSIZE)
+# Models as small as these are no faster with more threads.
+train train-blip2: export OMP_NUM_THREADS := 1
 train: training-pictures  ## train the demo's BLIP again, into build/demo/training (takes long; goes on where it was stopped)
 	$(BIN)/blip-train pretrain --config demo-pretrain --resume
 train-blip2: training-pictures  ## train the demo's BLIP-2 again: both stages, and the language model between them
