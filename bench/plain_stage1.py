@@ -2,7 +2,8 @@
 
 The image encoder sees a batch once, and gradients go back through it though nothing there is learnt. Captions are padded to one
 length. The Q-Former reads the pictures for ITC, once more for each of ITM's 3 B pairs, and again for LM; nothing of one pass is
-used in another. Axes as in training/stage1.py.
+used in another. (LAVIS is less plain: there LM uses what ITC's pass has read, as here training/stage1.py does, and a frozen
+encoder has no gradients.) Axes as in training/stage1.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def plain_losses(model: Blip2Stage1, tokenizer: CaptionTokenizer, batch: Batch, 
     """Those of `training.stage1.losses_of`, from the same draws. Each picture of the batch is another one."""
     feat = model.image_feat(batch.image)  # (B, T, D)
     image_embed = model.image_embed(model.query_embed(feat))  # (B, Q, E)
-    text_embed = model.text_feat_proj(model.text_feat(batch.ids, batch.mask))[:, 0]  # (B, E)
+    text_embed = model.text_feat_proj(model.text_feat(batch.ids, batch.mask)[:, :1])[:, 0]  # (B, E)
     to_text = best_query(image_embed, text_embed) / model.temp  # (B, B)
     same = batch.pictures[:, None] == batch.pictures[None]  # (B, B)
     itc = losses.itc(to_text, to_text.t(), losses.shared_targets(same), SMOOTHING)

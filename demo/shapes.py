@@ -112,7 +112,8 @@ def write(out: Path, split: str, count: int, seed: int) -> bool:
         raise Misuse(f"--count is {count:,}; the {split} split gives 1 to {SPLITS[split]:,} pictures of different scenes.")
     arguments = {"form": FORM, "split": split, "count": count, "seed": seed}
     annotations, pictures, made = out / f"{split}.json", out / split, out / f".{split}.made.json"
-    if annotations.is_file() and made.is_file() and made.read_text("utf-8") == json.dumps(arguments):
+    whole = annotations.is_file() and pictures.is_dir()
+    if whole and made.is_file() and made.read_text("utf-8") == json.dumps(arguments):
         return False
     for found in (annotations, pictures):
         if found.exists() and not made.is_file():

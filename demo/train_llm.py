@@ -11,6 +11,7 @@ precision), vocab.json, merges.txt, and the log of the training.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -63,11 +64,18 @@ def main(out: Path, seed: int, steps: int) -> None:
     """Train the demo's language model on the captions of the demo's training pictures."""
     if out.exists():
         raise Misuse(f"{out} is there already. Choose another --out, or remove it.")
-    out.mkdir(parents=True)
-    learnt, held_out = texts("train", SCENES), texts("test", HELD_OUT)
-    write_words(out, [caption for scene in learnt for caption in scene])
-    words = BpeWords.load((out / "vocab.json", out / "merges.txt"))
-    train(out, words, OPT_DEMO, learnt, held_out, seed, steps)
+    part = out.with_name(f".{out.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        manifest.empty(part)
+        learnt, held_out = texts("train", SCENES), texts("test", HELD_OUT)
+        write_words(part, [caption for scene in learnt for caption in scene])
+        words = BpeWords.load((part / "vocab.json", part / "merges.txt"))
+        train(part, words, OPT_DEMO, learnt, held_out, seed, steps)
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def texts(split: str, count: int) -> list[list[str]]:

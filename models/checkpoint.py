@@ -41,8 +41,7 @@ from models.layouts import (
     with_decoder,
     with_image_encoder,
 )
-from models.llm_checkpoint import LLM, open_language_model, open_stage2
-from models.llm_settings import check_settings, settings_of
+from models.llm_checkpoint import LLM, check_config_json, open_language_model, open_stage2
 from models.positions import NAMES as POSITIONS
 from models.positions import fit_positions
 from models.stored import HALVES
@@ -140,8 +139,7 @@ def begin_stage2(
     language = open_language_model(llm_checkpoint, config.llm)
     wanted = {name: shape for name, shape in shapes_of(model).items() if name.startswith(LLM)}
     check_model(language, config, wanted)
-    if settings := settings_of(language.path, None):
-        check_settings(settings, config.llm, of_blip2=False)
+    check_config_json(language, config.llm)
     tensors, _ = _read(language, config, wanted)
     model.llm_proj = nn.Linear(model.llm_proj.in_features, model.llm_proj.out_features)
     tensors |= {name: tensor for name, tensor in first.state_dict().items() if name in shapes_of(model)}
@@ -168,9 +166,7 @@ def _fill(model: Retrieval | Generator, config: Config, sources: list[Source]) -
     for source, its_own in parts:  # before any number is read
         check_model(source, config, its_own)
         if isinstance(config, Blip2LlmConfig) and any(name.startswith(LLM) for name in its_own):
-            within = not source.part
-            if settings := settings_of(source.path, "text_config" if within else None):
-                check_settings(settings, config.llm, of_blip2=within)
+            check_config_json(source, config.llm)
     used: dict[str, Tensor] = {}
     interpolated = None
     for source, its_own in parts:

@@ -2,13 +2,15 @@
 
 What a layout has no place for is not lost. transformers has none for the temperature and the head over the vocabulary: they
 lie beside, in a file of their own, which is read again on the way back. LAVIS's tied copies and position ids are left out of
-the other layouts and made again. transformers norms BLIP-2's image features with an epsilon of 1e-6 where the original has
-1e-5, so its outputs differ by about 1e-5; its weights do not.
+the other layouts and made again. Of BLIP-2's second stage LAVIS's layout and ours may lack what was frozen, the image encoder
+and the language model; transformers' has to have both. transformers norms BLIP-2's image features with an epsilon of 1e-6 where
+the original has 1e-5, so its outputs differ by about 1e-5; its weights do not.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,18 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig, Config
-from models.config_file import to_dict
+from models.config_file import from_dict, to_dict
 from models.errors import Misuse, UserError
 from models.fit import check_model, check_numbers, check_shapes, shared_out, wanted_shapes
-from models.huggingface import KEYS, Written, huggingface_config, to_huggingface
+from models.huggingface import KEYS, huggingface_config, to_huggingface
 from models.layouts import (
     BLIP_COPIES,
     COPIES,
     ENCODER,
     IDS,
+    OURS,
     STAGE2,
     TRAINING,
     WORDS,
@@ -39,6 +43,9 @@ from models.layouts import (
     with_decoder,
     with_image_encoder,
 )
+from models.llm_checkpoint import COPIES as LLM_COPIES
+from models.llm_checkpoint import LLM, PROJECTIONS, check_config_json, open_stage2, refuse_mindformers, shown_kind
+from models.llm_settings import picture_id
 from models.manifest import empty, locked
 from models.positions import NAMES as POSITIONS
 from models.positions import side_of
@@ -49,11 +56,13 @@ from models.write_weights import write_safetensors, write_shards, write_torch
 
 HEAD, TEMPERATURE = "Qformer.cls", "temp"  # what only the first stage's training uses, and classification
 POSITION_TABLE, POSITION_IDS = ".position_embeddings.weight", ".position_ids"
+OUR_LLM = re.compile(r"^llm_(proj|model)\.")  # LAVIS calls both after the language model
 ARCHITECTURES: dict[type[Config], tuple[str, str]] = {
     BlipConfig: ("BlipForImageTextRetrieval", "blip"),
     Blip2Config: ("Blip2ForImageTextRetrieval", "blip-2"),
     BlipCaptionConfig: ("BlipForConditionalGeneration", "blip"),
     BlipVqaConfig: ("BlipForQuestionAnswering", "blip"),
+    Blip2LlmConfig: ("Blip2ForConditionalGeneration", "blip-2"),
 }
 
 
@@ -66,25 +75,33 @@ class Wish:
     out: Path  # a folder for HF, a file otherwise
     vit_checkpoint: Path | None = None
     config: Config | None = None  # None: the preset that has the sizes of the checkpoint
+    llm_checkpoint: Path | None = None  # a folder
 
 
 def convert(wish: Wish, say: Callable[[str], None]) -> None:
     """Write `wish.out`, which must not be there yet, and say what became of everything.
 
     Raises UserError when the checkpoint cannot be read, is incomplete, or has no form in that layout: nothing is written then.
-    Raises Misuse when `wish.out` is there, or when there are two image encoders.
+    Raises Misuse when `wish.out` is there, or when there are two image encoders or language models.
     """
     if wish.out.exists() or wish.out.is_symlink():
         raise Misuse(f"{wish.out} is there already. Choose another --out, or remove it.")
     source = open_checkpoint(wish.checkpoint)
-    _refuse_stage2(source, wish.config)
-    config = wish.config or preset_of(wish.checkpoint, _kind_of(source), source.tensors)
-    assert not isinstance(config, Blip2LlmConfig)
+    config, kind = wish.config, _kind_of(source)
+    if config is None and kind is Blip2LlmConfig:
+        refuse_mindformers(source)
+        config = _config_within(source) or preset_of(wish.checkpoint, kind, source.tensors, shown_kind(source))
+    config = config or preset_of(wish.checkpoint, kind, source.tensors)
+    if wish.llm_checkpoint and not isinstance(config, Blip2LlmConfig):
+        raise Misuse("--llm-checkpoint is for BLIP-2's second stage; this model has no language model.")
     if isinstance(config, BlipCaptionConfig | BlipVqaConfig):
         source = with_decoder(source, wanted_shapes(config))
     if wish.to == HF:
         huggingface_config(config)  # refuses what transformers does not have
-    sources = with_image_encoder(source, wish.vit_checkpoint, config, needed=wish.to == HF)
+    others = list[Source]()
+    if isinstance(config, Blip2LlmConfig):
+        source, others = open_stage2(source, config, wish.llm_checkpoint, needed=wish.to == HF)
+    sources = [*with_image_encoder(source, wish.vit_checkpoint, config, needed=wish.to == HF), *others]
     tensors, config = _complete(sources, config)
     for line in _lines(sources, tensors, wish.to):
         say(line)
@@ -93,6 +110,8 @@ def convert(wish: Wish, say: Callable[[str], None]) -> None:
             extras = _write_huggingface(part, tensors, config)
             if extras:
                 say(f"beside it, in {EXTRAS}, what transformers has no place for: {len(extras)} tensors")
+            if isinstance(config, Blip2LlmConfig) and picture_id(config.llm) is None:
+                say("image_token_index is left open: set it to a word of this vocabulary that no prompt holds")
         elif wish.to == LAVIS:
             write_torch(part, _with_copies(tensors, config))
         else:
@@ -124,34 +143,42 @@ def new_path(out: Path) -> Iterator[Path]:
 def _kind_of(source: Source) -> type[Config]:
     """Which model the names are of. The pretraining has a decoder too and is converted as a model for retrieval."""
     if is_blip2(source.tensors):
-        return Blip2Config
+        return Blip2LlmConfig if WORDS not in source.tensors and has(source.tensors, *STAGE2) else Blip2Config
     if not has(source.tensors, "text_decoder") or has(source.tensors, "itm_head"):
         return BlipConfig
     return BlipVqaConfig if has(source.tensors, "text_encoder") else BlipCaptionConfig
 
 
-def _refuse_stage2(source: Source, config: Config | None) -> None:
-    held = is_blip2(source.tensors) and WORDS not in source.tensors and has(source.tensors, *STAGE2)
-    if held or isinstance(config, Blip2LlmConfig):
-        raise UserError(
-            f"{source.path} is a stage-2 checkpoint of BLIP-2, or is to become one: those are not converted. blip-export reads "
-            "LAVIS's and Hugging Face's as they are; other layouts need a stage-1 checkpoint."
-        )
+def _config_within(source: Source) -> Config | None:
+    """The configuration that our file of the second stage holds: without a language model its sizes do not tell."""
+    if source.layout != OURS or len(source.weights.files) > 1:
+        return None
+    with safe_open(source.weights.files[0], "pt") as file:
+        said = (file.metadata() or {}).get("config")
+    try:
+        config = from_dict(json.loads(said), str(source.path)) if said else None
+    except ValueError:
+        return None
+    return config if isinstance(config, Blip2LlmConfig) else None
 
 
-def _complete(sources: list[Source], config: Written) -> tuple[dict[str, Tensor], Written]:
+def _complete(sources: list[Source], config: Config) -> tuple[dict[str, Tensor], Config]:
     """Every tensor once, checked, and the configuration for the picture size that the checkpoint is for: positions are not
     interpolated here."""
-    main, encoder, asked = sources[0], sources[-1], config
+    main, asked = sources[0], config
+    encoder = next((source for source in sources if source.part == ENCODER), main)
     for name in POSITIONS:
         if name in encoder.tensors and encoder.tensors[name].dim() > 1 and (side := side_of(encoder.tensors[name])):
             config = replace(config, vision=replace(config.vision, image_size=side * config.vision.patch))
     expected = wanted_shapes(config)
-    if isinstance(config, Blip2Config) and not has(encoder.tensors, "visual_encoder"):
-        expected = {name: shape for name, shape in expected.items() if not name.startswith(ENCODER)}
+    frozen = (ENCODER, LLM) if isinstance(config, Blip2LlmConfig) else (ENCODER,) if isinstance(config, Blip2Config) else ()
+    lacking = tuple(part for part in frozen if not any(has(source.tensors, part.removesuffix(".")) for source in sources))
+    expected = {name: shape for name, shape in expected.items() if not name.startswith(lacking)}
     tensors = {name: tensor for name, tensor in main.tensors.items() if not name.endswith(POSITION_IDS)}
     for source, its_own in zip(sources, shared_out(expected, sources), strict=True):
         check_model(source, asked, its_own)
+        if isinstance(config, Blip2LlmConfig) and any(name.startswith(LLM) for name in its_own):
+            check_config_json(source, config.llm)
         _refuse_key_bias(source)
         check_shapes(source, config, its_own, source.tensors)
         check_numbers(source, ((name, aligned(source.tensors[name])) for name in its_own))
@@ -180,15 +207,22 @@ def _lines(sources: list[Source], tensors: Mapping[str, Tensor], to: str) -> lis
         again = f" (copies and {IDS} are made again)" if to == LAVIS else ""
         lines.append("left out: " + ", ".join(f"{count} {what}" for what, count in left.items()) + again)
     if is_blip2(tensors):
-        parts = {"image encoder": "visual_encoder", "head over the vocabulary": HEAD, "temperature": TEMPERATURE}
+        stage2 = has(tensors, "llm_proj")
+        parts = {"head over the vocabulary": HEAD, "temperature": TEMPERATURE}
+        parts = {"image encoder": "visual_encoder", **({"language model": LLM.removesuffix(".")} if stage2 else parts)}
         if lacking := [what for what, part in parts.items() if not has(tensors, part)]:
             lines.append(f"the checkpoint has no {', no '.join(lacking)}: neither will the new one")
     return lines
 
 
-def _with_copies(tensors: Mapping[str, Tensor], config: Written) -> dict[str, Tensor]:
-    """With what LAVIS and BLIP keep besides: tied copies and position ids."""
+def _with_copies(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """With what LAVIS and BLIP keep besides: tied copies and position ids; LAVIS's names of the language model's tensors."""
     state = dict(tensors)
+    if isinstance(config, Blip2LlmConfig):
+        tied = {LLM + copy: LLM + once for copy, once in LLM_COPIES[type(config.llm)].items()}
+        state |= {copy: state[once] for copy, once in tied.items() if once in state}
+        family = PROJECTIONS[type(config.llm)].removesuffix("proj")
+        return {OUR_LLM.sub(rf"{family}\1.", name): tensor for name, tensor in state.items()}
     for name, table in tensors.items():
         if name.endswith(POSITION_TABLE) and table.dim() == 2:
             state[name.removesuffix(POSITION_TABLE) + POSITION_IDS] = torch.arange(len(table)).unsqueeze(0)  # (1, positions)
@@ -196,7 +230,7 @@ def _with_copies(tensors: Mapping[str, Tensor], config: Written) -> dict[str, Te
     return state | {copy: state[source] for copy, source in copies.items() if source in state}
 
 
-def _write_huggingface(folder: Path, tensors: Mapping[str, Tensor], config: Written) -> dict[str, Tensor]:
+def _write_huggingface(folder: Path, tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Write what transformers' `from_pretrained` reads, and beside it what it has no place for, which is returned."""
     theirs = to_huggingface(tensors, config)
     placed = wanted_shapes(config)

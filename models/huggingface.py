@@ -18,18 +18,22 @@ from torch import Tensor, nn
 
 from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval
+from models.blip2_llm import Blip2Llm
 from models.captioner import BlipCaptioner
 from models.config import (
     CLIP,
     Blip2Config,
+    Blip2LlmConfig,
     BlipCaptionConfig,
     BlipConfig,
     BlipVqaConfig,
-    RetrievalConfig,
+    Config,
     TextConfig,
     VisionConfig,
 )
 from models.errors import UserError
+from models.llm_config import words_width
+from models.llm_settings import picture_id, settings_to_write
 from models.vqa import BlipVqa
 from models.weights_file import is_plain, listed, renamed
 
@@ -75,8 +79,6 @@ BLIP2 = {
 }
 LLM = ("llm_model.", "language_model.")  # begin our names of the language model's tensors, and transformers'
 TO_BLIP, TO_BLIP2 = ({theirs: ours for ours, theirs in names.items()} for names in (BLIP, BLIP2))
-# What this layout is written of, not only read: all but BLIP-2's second stage.
-Written = RetrievalConfig | BlipCaptionConfig | BlipVqaConfig
 BERT_VOCAB = 30524  # bert-base-uncased's with [DEC] and [ENC]
 BERT_IDS = {"bos_token_id": 30522, "sep_token_id": 102, "eos_token_id": 102, "pad_token_id": 0}  # [DEC], [SEP], [PAD]
 PACKED = ".attn.qkv.bias"  # how it would be called here
@@ -113,9 +115,9 @@ def from_huggingface(tensors: Mapping[str, Tensor], path: Path, blip2: bool) -> 
     return ours
 
 
-def to_huggingface(state: Mapping[str, Tensor], config: Written) -> dict[str, Tensor]:
+def to_huggingface(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Our tensors under the names of transformers' BlipForImageTextRetrieval, Blip2ForImageTextRetrieval,
-    BlipForConditionalGeneration or BlipForQuestionAnswering.
+    BlipForConditionalGeneration, BlipForQuestionAnswering or Blip2ForConditionalGeneration.
 
     `state` is of the model of `config`, or of one that holds more, which is left out. Raises UserError for a model that
     transformers does not have.
@@ -123,7 +125,7 @@ def to_huggingface(state: Mapping[str, Tensor], config: Written) -> dict[str, Te
     _refuse_unknown(config)
     with torch.device("meta"):
         names = list(_model(config).state_dict())
-    if not isinstance(config, Blip2Config):
+    if not isinstance(config, Blip2Config | Blip2LlmConfig):
         return {to_their_name(name): state[name] for name in names}
     theirs = {}
     for name in names:
@@ -135,23 +137,27 @@ def to_huggingface(state: Mapping[str, Tensor], config: Written) -> dict[str, Te
     return theirs
 
 
-def huggingface_config(config: Written) -> dict[str, Any]:
+def huggingface_config(config: Config) -> dict[str, Any]:
     """Keyword arguments for transformers' BlipConfig or Blip2Config, complete where the defaults are not the original's.
 
     BLIP's text encoder would have 8 heads (the original has 12) and its image encoder an epsilon of 1e-5 (1e-6), BLIP-2's
     Q-Former would have no words: all load without an error and give wrong numbers. Raises UserError as `to_huggingface` does.
     """
     _refuse_unknown(config)
-    if isinstance(config, Blip2Config):
+    if isinstance(config, Blip2Config | Blip2LlmConfig):
         return {
             "vision_config": {**_vision(config.vision), "qkv_bias": True},
             "qformer_config": {
                 **_text(config.qformer, config.vision),
                 "cross_attention_frequency": config.qformer.cross_every,
-                "use_qformer_text_input": True,
+                "use_qformer_text_input": isinstance(config, Blip2Config),
             },
             "num_query_tokens": config.qformer.queries,
-            "image_text_hidden_size": config.embed,
+            **(
+                {"image_text_hidden_size": config.embed}
+                if isinstance(config, Blip2Config)
+                else {"text_config": settings_to_write(config.llm), "image_token_index": picture_id(config.llm)}
+            ),
         }
     # Special tokens belong to the vocabulary; no encoder reads these, and the defaults may lie outside of it.
     ids: dict[str, Any] = {"bos_token_id": None, "sep_token_id": None}
@@ -165,12 +171,14 @@ def huggingface_config(config: Written) -> dict[str, Any]:
     }
 
 
-def _model(config: Written) -> nn.Module:
+def _model(config: Config) -> nn.Module:
     if isinstance(config, BlipConfig):
         return BlipRetrieval(config)
     if isinstance(config, BlipCaptionConfig):
         return BlipCaptioner(config)
-    return BlipVqa(config) if isinstance(config, BlipVqaConfig) else Blip2Retrieval(config)
+    if isinstance(config, BlipVqaConfig):
+        return BlipVqa(config)
+    return Blip2Llm(config) if isinstance(config, Blip2LlmConfig) else Blip2Retrieval(config)
 
 
 def _vision(vision: VisionConfig) -> dict[str, Any]:
@@ -209,11 +217,16 @@ def _unpacked(stem: str, bias: Tensor, name: str, path: Path) -> dict[str, Tenso
     return parts | {stem + KEYS: keys} if bool(keys.count_nonzero()) else parts
 
 
-def _refuse_unknown(config: Written) -> None:
+def _refuse_unknown(config: Config) -> None:
     if config.vision.kind == CLIP:
         raise UserError(
             "transformers has no BLIP-2 with CLIP's image encoder (QuickGELU, a norm before the first block). Models with "
             "ViT-L stay in LAVIS's layout or ours."
+        )
+    if isinstance(config, Blip2LlmConfig) and words_width(config.llm) != config.llm.width:
+        raise UserError(
+            "transformers' BLIP-2 projects queries to the width of the language model, and this OPT's words are narrower "
+            f"({words_width(config.llm)} of {config.llm.width}, as in OPT-350M). Such models stay in LAVIS's layout or ours."
         )
     if isinstance(config, BlipVqaConfig) and not (config.text == config.decoder and config.text.width == config.vision.width):
         raise UserError(

@@ -20,7 +20,7 @@ from models.config import Blip2LlmConfig
 from models.errors import Misuse, UserError
 from models.layouts import HUGGINGFACE, MINDSPORE, WORDS, Source, has, is_blip2, known_as, without_copies
 from models.llm_config import BAICHUAN, VICUNA, LlamaConfig, LlmConfig, OptConfig, T5Config
-from models.llm_settings import Settings, refuse_lookalikes, settings_of
+from models.llm_settings import Settings, check_settings, refuse_lookalikes, settings_of
 from models.stored import HALVES
 from models.weights_file import is_plain, listed, read_weights, renamed
 
@@ -64,11 +64,13 @@ ROWS = 4096  # that are widened at once
 Tensors = dict[str, Tensor]
 
 
-def open_stage2(source: Source, config: Blip2LlmConfig, llm_checkpoint: Path | None) -> tuple[Source, list[Source]]:
+def open_stage2(
+    source: Source, config: Blip2LlmConfig, llm_checkpoint: Path | None, needed: bool = True
+) -> tuple[Source, list[Source]]:
     """A checkpoint of the second stage, its language model in order, and a second source where that lies in one of its own.
 
-    Raises UserError when the checkpoint is of the first stage or of InstructBLIP, when it holds no language model and none is
-    given, or one that is damaged or not built here; Misuse when there are two.
+    Raises UserError when the checkpoint is of the first stage or of InstructBLIP, when the language model is `needed` and
+    neither held nor given, or is damaged or not built here; Misuse when there are two.
     """
     if not is_blip2(source.tensors):
         return source, []  # what it lacks is said with all the rest
@@ -84,6 +86,8 @@ def open_stage2(source: Source, config: Blip2LlmConfig, llm_checkpoint: Path | N
     source = replace(source, tensors=kept, left=Counter(source.left) + leaked)
     if llm_checkpoint:
         return source, [open_language_model(llm_checkpoint, config.llm)]
+    if not needed:
+        return source, []
     raise UserError(
         f"{source.path} holds no language model: LAVIS publishes the weights that it trained without it. Add --llm-checkpoint "
         f"with the Hugging Face folder of {_called(config.llm)}."
@@ -108,6 +112,13 @@ def open_language_model(path: Path, llm: LlmConfig) -> Source:
     return _in_order(source, weights.tensors, llm, settings)
 
 
+def check_config_json(source: Source, llm: LlmConfig) -> None:
+    """Raises UserError when the config.json beside a language model, of a BLIP-2 or its own, is of another one than `llm`."""
+    within = not source.part
+    if settings := settings_of(source.path, "text_config" if within else None):
+        check_settings(settings, llm, of_blip2=within)
+
+
 def kind_of(names: Iterable[str]) -> type[LlmConfig] | None:
     """Whose layers have such names, without a prefix."""
     names = [name for name in names if not known_as(name, UNUSED)]
@@ -123,13 +134,18 @@ def shown_kind(source: Source) -> type[LlmConfig] | None:
     return kind_of(inner) or named
 
 
-def _refuse_others(source: Source, llm: LlmConfig) -> None:
-    """What is not of the second stage, or of another one than ours."""
+def refuse_mindformers(source: Source) -> None:
+    """Raises UserError when `source`, of the second stage, is mindformers'."""
     if source.layout == MINDSPORE:
         raise UserError(
             f"{source.path} is a checkpoint of mindformers, of which only the first stage is read. Give one of the second stage "
             "in LAVIS's layout or Hugging Face's."
         )
+
+
+def _refuse_others(source: Source, llm: LlmConfig) -> None:
+    """What is not of the second stage, or of another one than ours."""
+    refuse_mindformers(source)
     if not has(source.tensors, "llm_proj"):
         raise UserError(
             f"{source.path} has no {PROJECTIONS[type(llm)]}, the projection into the language model: it is a checkpoint of "

@@ -19,6 +19,12 @@ NAME = "config.json"
 TYPES = {OPT: ("opt",), LLAMA: ("llama",), VICUNA: ("llama",), BAICHUAN: ("baichuan", "llama"), T5: ("t5",)}  # model_type
 BAICHUAN2_VOCAB = 125696
 SHOWN = 40  # letters of a value in a message
+OPT_VOCAB, T5_VOCAB = 50272, 32128  # rows of the published tables of words
+# Of the published BLIP-2 folders (Salesforce/blip2-opt-2.7b, blip2-flan-t5-xl). OPT ends at a line's end, as in LAVIS.
+OPT_IDS = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
+LLAMA_IDS = {"bos_token_id": 1, "eos_token_id": 2}
+T5_IDS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
+LINE_END_OF_OPT, PICTURE_OF_OPT, PICTURE_OF_T5, UNKNOWN_OF_LLAMA = 50118, 50265, 32100, 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,27 @@ def check_settings(settings: Settings, llm: LlmConfig, of_blip2: bool) -> None:
             f"{settings.path}: {'; '.join(wrong)}. Give the language model of this configuration, or a configuration of this "
             "model with --config."
         )
+
+
+def settings_to_write(llm: LlmConfig) -> dict[str, object]:
+    """The `text_config` of a whole BLIP-2 in transformers, complete where its defaults are others: `check_settings` takes it."""
+    said = {key: value for key, (value, _) in _expected(llm, of_blip2=True).items()}
+    said |= {"model_type": TYPES[llm.family][-1], "vocab_size": llm.vocab}
+    if isinstance(llm, OptConfig):
+        return said | OPT_IDS | ({"eos_token_id": LINE_END_OF_OPT} if llm.vocab == OPT_VOCAB else {})
+    if isinstance(llm, T5Config):
+        # transformers 4 leaves FlanT5 its own head because of this; transformers 5 does not scale what reaches it.
+        return said | T5_IDS | {"tie_word_embeddings": False}
+    rotation = {"rope_type": said.pop("rope_type"), "rope_theta": llm.theta}  # transformers 5's form; 4 reads rope_theta
+    return said | LLAMA_IDS | {"max_position_embeddings": llm.positions, "rope_parameters": rotation}
+
+
+def picture_id(llm: LlmConfig) -> int | None:
+    """The word that holds a picture's place in transformers' BLIP-2, a row of the table that no prompt reads; None where the
+    vocabulary is not a published one."""
+    if isinstance(llm, LlamaConfig):
+        return UNKNOWN_OF_LLAMA
+    return {(OPT, OPT_VOCAB): PICTURE_OF_OPT, (T5, T5_VOCAB): PICTURE_OF_T5}.get((llm.family, llm.vocab))
 
 
 def refuse_lookalikes(settings: Settings) -> None:

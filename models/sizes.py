@@ -128,14 +128,20 @@ def check_sizes(path: Path, config: Config, tensors: Mapping[str, Tensor], llm: 
     raise UserError(f"{path}: {'; '.join(said)}. {advice}")
 
 
-def preset_of(path: Path, kind: type[Config], tensors: Mapping[str, Tensor]) -> Config:
-    """The preset of a `kind` with the sizes that the tensors show. Raises UserError when none has them."""
-    found = _shown(kind, tensors)
-    fitting, pixels = _fitting(kind, found), _pixels(found, tensors)
+def preset_of(path: Path, kind: type[Config], tensors: Mapping[str, Tensor], llm: type[LlmConfig] | None = None) -> Config:
+    """The preset of a `kind` with the sizes that the tensors show. `llm` as in `check_sizes`. Raises UserError when none has
+    them, or several that have different language models."""
+    kinds = [llm] if llm or kind is not Blip2LlmConfig else list(LLM_SIZES)
+    fitting = [name for each in kinds for name in _fitting(kind, _shown(kind, tensors, each))]
+    found = _shown(kind, tensors, llm)
+    pixels = _pixels(found, tensors)
     fitting.sort(key=lambda n: PRESETS[n].vision.image_size != pixels)
+    if len({known.llm for name in fitting if isinstance(known := PRESETS[name], Blip2LlmConfig)}) > 1:
+        raise UserError(f"{path} may be for any of {', '.join(fitting)}: name the one that it was trained for with --model.")
     if not fitting:
         said = ", ".join(f"{size} {held}" for size, held in found.items())
-        raise UserError(f"{path}: no preset has its sizes ({said}). Give them with --config FILE.json.")
+        named = "Name the model with --model, or give" if kind is Blip2LlmConfig else "Give"  # its words may have spare rows
+        raise UserError(f"{path}: no preset has its sizes ({said}). {named} them with --config FILE.json.")
     return PRESETS[fitting[0]]
 
 

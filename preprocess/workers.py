@@ -57,9 +57,9 @@ def usable_cpus() -> int:
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:
-    """submit() may start a process. It inherits the mask, so Ctrl-C reaches the parent alone, and the parent heeds it only
-    when the start is complete: half a start leaves a child that complains. (Of a signal that this thread masks, another
-    thread may tell it.)"""
+    """submit() may start a process. It inherits the mask, so Ctrl-C reaches the parent alone, and the parent heeds it, in the
+    way that it has said, only when the start is complete: half a start leaves a child that complains. (Of a signal that this
+    thread masks, another thread may tell it.)"""
     if threading.current_thread() is not threading.main_thread():
         with _without_main():
             return pool.submit(work, item)
@@ -72,8 +72,10 @@ def _submit(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Futur
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
-    if pressed:
-        raise KeyboardInterrupt
+    if pressed and handler is not signal.SIG_IGN:
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, None)  # Python's own raises it too
     return future
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from demo import shapes
 from models.blip import BlipRetrieval
 from models.config import BlipConfig
 from runtime.journal import Journal
@@ -91,6 +93,20 @@ def today() -> Iterator[None]:
     """The later of the two."""
     with om_folder.ais_bench(om_folder.GENERATIONS[-1]):
         yield
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn pictures, 20 to train on and 10 held out, with captions, and questions about the first. Read only."""
+    folder = tmp_path_factory.mktemp("drawn")
+    shapes.write(folder, "train", 20, 1)
+    shapes.write(folder, "test", 10, 1)
+    questions = [
+        {"image": entry["image"], "question": "What is it?", "question_id": n, "answer": ["a dot", "a dot", "none"]}
+        for n, entry in enumerate(json.loads((folder / "train.json").read_text("utf-8")))
+    ]
+    (folder / "questions.json").write_text(json.dumps(questions), "utf-8")
+    return folder
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from training import pretrain, stage1, stage2
 from training.learner import Learner, Losses
 from training.momentum import Momentum
 from training.parallel import DDP, joined, shared
+from training.settings import Model
+from training.start import freeze
 from training.step import Batch
 
 N, LENGTH = 4, 7
@@ -60,8 +62,8 @@ def said(model: Any, batch: Batch) -> Losses:
 def learner_of(kind: str) -> tuple[Learner, int]:
     """A learner, and how many words it knows."""
     if kind == "stage1":
-        model = random_stage1().requires_grad_(True)
-        stage1.freeze_image_encoder(model)
+        model = random_stage1()
+        freeze(model, Model())
         return Learner(model, three(stage1.losses_of)), model.cfg.text.vocab
     if kind in ("pretrain", "momentum"):
         blip = BlipPretrain(TINY)
@@ -72,8 +74,8 @@ def learner_of(kind: str) -> tuple[Learner, int]:
         slow = pretrain.Slow(Momentum(blip, 0.9, 8), 0.4) if kind == "momentum" else None
         return Learner(blip.eval(), three(partial(pretrain.losses_of, slow=slow))), TINY.text.vocab
     llm = {"opt": TINY_OPT, "llama": TINY_LLAMA}[kind]
-    generator = random_generator(tiny_llm(llm)).requires_grad_(True)
-    stage2.freeze(generator, image_encoder=False)  # type: ignore[arg-type]
+    generator = random_generator(tiny_llm(llm))
+    freeze(generator, Model(freeze_vit=False))
     return Learner(generator, said), llm.vocab
 
 

@@ -1,6 +1,7 @@
 """A tiny training that can be saved, killed, and shared by processes. Run by tests/test_state.py.
 
-python -m tests.one_training killed|any-moment|full|shared OUT ..., with the environment of torchrun for `shared`.
+python -m tests.one_training killed|any-moment OUT, or full OUT BYTES ...; or with the environment of torchrun
+python -m tests.one_training shared OUT FOLDER:MODE:STEPS ..., one after the other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from tests.tiny import TINY2
 from training import state
 from training.optimizer import make_optimizer, make_scaler, set_learning_rate, take_step
 from training.order import Position
-from training.parallel import NONE, Place, joined, shared
+from training.parallel import DDP, NONE, Place, joined, shared
 from training.settings import Data, Model, Run, Settings, Source
 from training.state import Parts, Progress
 
@@ -142,27 +144,30 @@ def marked(parts: Tiny, mark: int) -> float:
     return float(mark)
 
 
-def full(out: Path, limit: int) -> None:
-    """Goes on from step 3 where no file may be larger than `limit` bytes."""
+def full(out: Path, limits: Sequence[int]) -> None:
+    """Goes on from step 3 and tries to save where no file may be larger than each of `limits`, in bytes. Each time prints what is
+    said, and what is there then."""
     parts = begin()
     progress = go_on(parts, state.restore(out / "step-0000003", parts, SETTINGS), 1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try:
-        state.save(out, parts, progress, SETTINGS)
-    except UserError as error:
-        error.show()
-        sys.exit(error.exit_code)
+    for limit in limits:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            state.save(out, parts, progress, SETTINGS)
+        except UserError as error:
+            print(error.message, *(path.name for path in out.iterdir()))
 
 
-def together(out: Path, mode: str, steps: int) -> None:
-    """Goes on to `steps` and saves, as one of several processes."""
-    with joined("cpu", mode) as place:
-        torch.set_num_threads(1)
-        shared_training(out, mode, steps, place)  # what DistributedDataParallel holds is freed before its processes part
-        distributed.barrier()
+def together(out: Path, jobs: Sequence[str]) -> None:
+    """As one of several processes, each job in OUT/FOLDER."""
+    torch.set_num_threads(1)
+    with joined("cpu", DDP) as place:
+        for folder, mode, steps in (job.split(":") for job in jobs):
+            shared_training(out / folder, mode, int(steps), place)  # what DistributedDataParallel holds is freed when it returns
+            distributed.barrier()
 
 
 def shared_training(out: Path, mode: str, steps: int, place: Place) -> None:
+    """Goes on to `steps` and saves."""
     parts = begin(mode, place)
     torch.manual_seed(100 + place.rank)
     found = state.latest(out)
@@ -180,6 +185,6 @@ if __name__ == "__main__":
     elif what == "any-moment":
         killed_at_any_moment(Path(folder))
     elif what == "full":
-        full(Path(folder), int(rest[0]))
+        full(Path(folder), [int(limit) for limit in rest])
     else:
-        together(Path(folder), rest[0], int(rest[1]))
+        together(Path(folder), rest)

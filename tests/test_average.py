@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.blip2 import Blip2Stage1
 from tests.test_bert_checkpoint import random
-from tests.test_fit import described, equal, logged, pictures, stage2, trained, weights  # noqa: F401 (a fixture)
 from tests.tiny import TINY2
-from tests.two_processes import run_two
+from tests.trainings import assert_one_training, described, equal, logged, small, stage2, trained, weights, written
+from tests.two_processes import train_two
 from training.average import Average, average_in, standing_in
 
 DECAY = 0.8
@@ -75,10 +74,10 @@ def states(out: Path, what: str) -> list[dict[str, Tensor]]:
     return [load_file(folder / f"{what}.safetensors") for folder in sorted(out.glob("step-*"))]
 
 
-def test_a_training_writes_its_average(tmp_path: Path, pictures: Path) -> None:  # noqa: F811
+def test_a_training_writes_its_average(tmp_path: Path, pictures: Path) -> None:
     """What is written is the average of what each step left, computed again from the states."""
     out = tmp_path / "out"
-    values = described(tmp_path, pictures, "retrieval", {"name": "blip2-demo"}, run={"ema": DECAY, "save_every": 1, "keep": 9})
+    values = described(tmp_path, pictures, "retrieval", small(tmp_path, "stage1"), run={"ema": DECAY, "save_every": 1, "keep": 9})
     found = weights(trained(tmp_path, values))
     without = trained(tmp_path, values, "run.ema=null", f"run.out={tmp_path / 'without'}")
     steps = states(out, "model")
@@ -98,10 +97,10 @@ def test_a_training_writes_its_average(tmp_path: Path, pictures: Path) -> None: 
     assert equal(weights(last), found)
 
 
-def test_the_average_is_measured(tmp_path: Path, pictures: Path) -> None:  # noqa: F811
+def test_the_average_is_measured(tmp_path: Path, pictures: Path) -> None:
     """An average that keeps all of itself is the model of the start, whatever the weights have become."""
     source = {"annotations": str(pictures / "train.json"), "images": str(pictures)}
-    values = described(tmp_path, pictures, "retrieval", {"name": "blip-demo"}, data={"validation": source})
+    values = described(tmp_path, pictures, "retrieval", small(tmp_path, "pretrain"), data={"validation": source})
     values["run"] |= {"validate_every": 1, "steps": 2}
     trained(tmp_path, values, "run.ema=0.9999999", "schedule.lr=0.01")
     kept = list(logged(tmp_path, "metrics").values())
@@ -111,20 +110,17 @@ def test_the_average_is_measured(tmp_path: Path, pictures: Path) -> None:  # noq
     assert moving[0] != moving[1]
 
 
-def test_two_processes_average_what_one_does(tmp_path: Path, pictures: Path) -> None:  # noqa: F811
+def test_two_processes_average_what_one_does(tmp_path: Path, pictures: Path) -> None:
     """Of the shares, and what they wrote goes on whole in each process."""
     values = stage2(tmp_path, pictures, run={"ema": DECAY, "steps": 4})
     one = weights(trained(tmp_path, values, f"run.out={tmp_path / 'one'}"))
-    file = tmp_path / "settings.yaml"
-    file.write_text(yaml.safe_dump(values), "utf-8")
-    for way, more in (("full_shard", ("--max-steps", "2")), ("ddp", ("--resume",))):
-        sets = [f"--set={said}" for said in (f"parallel.mode={way}", "run.batchsize=2", f"run.out={tmp_path / 'two'}")]
-        run_two("training", "stage2", "--config", str(file), *sets, *more)
+    command = ["stage2", "--config", written(tmp_path, values), "--set=run.batchsize=2", f"--set=run.out={tmp_path / 'two'}"]
+    train_two(
+        [*command, "--set=parallel.mode=full_shard", "--max-steps", 2],
+        [*command, "--set=parallel.mode=ddp", "--resume"],
+    )
     two = load_file(tmp_path / "two" / "weights.safetensors")
-    assert one.keys() == two.keys()
-    # As in test_fit: where gradients are 0 in theory, AdamW makes steps of what rounding leaves.
-    far = {name for name in one if float((one[name] - two[name]).abs().max()) > 1e-5}
-    assert all("key.bias" in name for name in far), far
+    assert_one_training(one, two)
     last = states(tmp_path / "two", "model")[-1]
     assert any(float((two[name] - last[name]).abs().max()) > 1e-4 for name in two)
     # What each leaves out at random is its own.

@@ -115,6 +115,16 @@ def test_a_folder_that_is_there_stays(tmp_path: Path) -> None:
     assert "is there already" in result.output
 
 
+def test_a_stopped_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is there is whole: `make train-blip2` goes on from it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train_llm, "write_model", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        result = CliRunner().invoke(train_llm.main, ["--out", str(tmp_path / "llm"), "--steps", "1"])
+    assert result.exit_code == 130
+    assert not list(tmp_path.iterdir())
+    trained(tmp_path / "llm", steps=1)
+
+
 def loss(model: Opt, words: BpeWords, lines: list[str]) -> float:
     """Of the words of the last line, after the others."""
     ids = train_llm.encoded(words, lines)

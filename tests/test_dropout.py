@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ from models.vit import VisionTransformer
 from tests.generators import speaking
 from tests.one_process import batch_of
 from tests.test_bert_checkpoint import bert_config, ids, random
-from tests.test_fit import described, equal, pictures, stage2, trained, weights  # noqa: F401 (a fixture)
 from tests.tiny import TINY, TINY2, fill, random_generator
+from tests.trainings import SMALL, described, equal, sizes, small, trained, weights
 from training.dropout import add_drop_path, add_dropout
 from training.fit import ready_to_learn
 from training.momentum import Momentum
@@ -183,13 +183,11 @@ def test_the_language_model_has_none() -> None:
 # In a training
 
 
-def losing(name: str, **model: Any) -> dict[str, Any]:
-    return {"name": name, "dropout": 0.1, "drop_path": 0.2, **model}
-
-
-def test_stopped_and_gone_on_is_undisturbed(tmp_path: Path, pictures: Path) -> None:  # noqa: F811
+def test_stopped_and_gone_on_is_undisturbed(tmp_path: Path, pictures: Path) -> None:
     """To the bit, with dropout and stochastic depth; recomputed activations leave out the same."""
-    values = described(tmp_path, pictures, "retrieval", losing("blip2-demo"))
+    deeper = replace(SMALL["stage1"], vision=replace(SMALL["stage1"].vision, depth=3))  # the first layer leaves nothing out
+    model = {**small(tmp_path, "stage1"), "config": sizes(tmp_path, deeper), "dropout": 0.1, "drop_path": 0.2}
+    values = described(tmp_path, pictures, "retrieval", model)
     once = weights(trained(tmp_path, values, f"run.out={tmp_path / 'once'}"))
     for _ in range(2):
         last = trained(tmp_path, values, f"run.out={tmp_path / 'twice'}", resume=True, max_steps=3)

@@ -13,21 +13,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from demo import shapes
 from models import manifest
 from models.errors import Misuse, UserError
 from tests import chain
-from tests.test_fit import call, described, equal, logged, sizes, stage2, trained, weights
 from tests.tiny import TINY2, random_stage1
-from tests.two_processes import run_two
+from tests.trainings import (
+    assert_one_training,
+    call,
+    described,
+    equal,
+    logged,
+    sizes,
+    stage2,
+    trained,
+    weights,
+    written,
+)
+from tests.two_processes import ROOT, train_two
 from training import features
-from training.features import FOLDER, image_feat
+from training.features import FOLDER
 from training.settings_file import read_settings
+from training.step import image_feat
 
-ROOT = Path(__file__).parent.parent
 SIZES = replace(TINY2, qformer=replace(TINY2.qformer, vocab=84, positions=40))  # with the words of demo/tokenizer
 COUNT = 26  # pictures: the last batch of the pass is not full
 UNCHANGED: dict[str, Any] = {"crop_scale": None, "flip": 0.0}  # pictures are the same in each epoch
@@ -217,6 +227,22 @@ def test_no_room(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
     assert trained(tmp_path, values, "run.cache_features=true").step == 6
 
 
+def test_a_folder_that_is_not_shared(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another machine finds it."""
+    begun = features._begun
+
+    def elsewhere(part: Path, *given: Any) -> np.ndarray:
+        left = begun(part, *given)
+        (part / features.ROWS).unlink()
+        return left
+
+    monkeypatch.setattr(features, "_begun", elsewhere)
+    with pytest.raises(
+        UserError, match=r"Process 0 finds no .*features\.npy, which the first process has made\. Set run\.out to"
+    ):
+        trained(tmp_path, stage1(tmp_path, pictures), "run.cache_features=true")
+
+
 def test_a_folder_of_somebody_else(tmp_path: Path, pictures: Path) -> None:
     values = stage1(tmp_path, pictures)
     (tmp_path / "out" / FOLDER).mkdir(parents=True)
@@ -226,21 +252,19 @@ def test_a_folder_of_somebody_else(tmp_path: Path, pictures: Path) -> None:
     assert (tmp_path / "out" / FOLDER / "mine.txt").read_text() == "kept"
 
 
-@pytest.mark.parametrize("mode", ["ddp", "full_shard"])
-def test_two_processes(tmp_path: Path, pictures: Path, mode: str) -> None:
+def test_two_processes(tmp_path: Path, pictures: Path) -> None:
     """Each computes its share; they learn what one process learns from pictures."""
     values = stage1(tmp_path, pictures, steps=3)
-    file = tmp_path / "settings.yaml"
     plain = weights(trained(tmp_path, values, f"run.out={tmp_path / 'plain'}"))
-    sets = [f"--set={said}" for said in (f"parallel.mode={mode}", "run.batchsize=2", "run.cache_features=true")]
-    run_two("training", "stage1", "--config", str(file), *sets)
-    kept = load_file(tmp_path / "out" / "weights.safetensors")
-    far = {name for name in plain if float((plain[name] - kept[name]).abs().max()) > 1e-5}
-    assert all("key.bias" in name for name in far), far  # see tests/test_fit.py
-    made = np.load(tmp_path / "out" / FOLDER / "features.npy")
-    # Rows of batches of 2 and of 4: measured equal, but libraries may round otherwise.
-    trained(tmp_path, values, "run.cache_features=true", f"run.out={tmp_path / 'one'}")
-    np.testing.assert_allclose(made, np.load(tmp_path / "one" / FOLDER / "features.npy"), atol=1e-5)
+    file, modes = written(tmp_path, values), ("ddp", "full_shard")
+    sets = {mode: (f"parallel.mode={mode}", "run.batchsize=2", f"run.out={tmp_path / mode}") for mode in modes}
+    train_two(*(["stage1", "--config", file, "--cache-features", *(f"--set={said}" for said in sets[mode])] for mode in modes))
+    trained(tmp_path, values, "run.cache_features=true")
+    own = np.load(tmp_path / "out" / FOLDER / "features.npy")
+    for mode in modes:
+        assert_one_training(plain, load_file(tmp_path / mode / "weights.safetensors"))
+        # Rows of batches of 2 and of 4: measured equal, but libraries may round otherwise.
+        np.testing.assert_allclose(np.load(tmp_path / mode / FOLDER / "features.npy"), own, atol=1e-5)
 
 
 def test_image_feat() -> None:
@@ -257,8 +281,7 @@ def test_image_feat() -> None:
 
 
 def test_the_flag(tmp_path: Path, pictures: Path) -> None:
-    file = tmp_path / "settings.yaml"
-    file.write_text(yaml.safe_dump(stage1(tmp_path, pictures)), "utf-8")
+    file = written(tmp_path, stage1(tmp_path, pictures))
     said = chain.done(call("stage1", "--config", file, "--cache-features"))
     assert f"features of {COUNT} pictures in {tmp_path / 'out' / FOLDER}" in said
     assert (tmp_path / "out" / FOLDER / "manifest.json").is_file()
@@ -267,8 +290,7 @@ def test_the_flag(tmp_path: Path, pictures: Path) -> None:
 def test_lora_as_an_option(tmp_path: Path, pictures: Path) -> None:
     """It is what --set does, and LoRA is trained."""
     values = stage2(tmp_path, pictures, data=UNCHANGED)
-    file = tmp_path / "settings.yaml"
-    file.write_text(yaml.safe_dump(values), "utf-8")
+    file = written(tmp_path, values)
     chain.done(call("stage2", "--config", file, "--lora", "rank=2, alpha=4", "--cache-features"))
     found = load_file(tmp_path / "out" / "weights.safetensors")
     same = weights(trained(tmp_path, values, "model.lora.rank=2", "model.lora.alpha=4", f"run.out={tmp_path / 'same'}"))
@@ -293,14 +315,12 @@ def test_lora_as_an_option(tmp_path: Path, pictures: Path) -> None:
     ],
 )
 def test_misuse(tmp_path: Path, pictures: Path, arguments: tuple[str, ...], said: str) -> None:
-    file = tmp_path / "settings.yaml"
-    file.write_text(yaml.safe_dump(stage2(tmp_path, pictures, data=UNCHANGED)), "utf-8")
+    file = written(tmp_path, stage2(tmp_path, pictures, data=UNCHANGED))
     assert said in chain.refusal(call("stage2", "--config", file, *arguments), 2)
 
 
 def test_only_the_first_two_stages(tmp_path: Path, pictures: Path) -> None:
     values = described(tmp_path, pictures, "pretrain", {"name": "blip-demo"}, data=UNCHANGED)
-    file = tmp_path / "settings.yaml"
-    file.write_text(yaml.safe_dump(values), "utf-8")
+    file = written(tmp_path, values)
     with pytest.raises(Misuse, match="task is pretrain; expected stage1 or stage2"):
         read_settings(file, ["run.cache_features=true"])

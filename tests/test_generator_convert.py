@@ -15,12 +15,12 @@ from models.config import BlipCaptionConfig, BlipVqaConfig
 from models.config_file import to_dict
 from models.huggingface import huggingface_config
 from models.presets import preset
-from tests.make_generator import TRAINING, State, blip_state, llm_state, stage2_state, whole, without_encoder
+from tests.make_generator import TRAINING, State, blip_state
 from tests.test_convert import assert_same_bits, convert, read, refused, run
 from tests.test_generator_checkpoint import pretrained
 from tests.test_llm_checkpoint import CLOSE, SQUARE_VQA
 from tests.their_generators import far, our_logits, their_logits
-from tests.tiny import TINY, TINY_CAPTION, TINY_OPT, TINY_VQA, tiny_llm
+from tests.tiny import TINY, TINY_CAPTION, TINY_VQA
 
 CONFIGS: dict[str, BlipCaptionConfig | BlipVqaConfig] = {"captions": TINY_CAPTION, "answers": SQUARE_VQA}
 
@@ -97,15 +97,3 @@ def test_questions_that_transformers_cannot_express(tmp_path: Path) -> None:
     found = refused("--from", path, "--config", sizes, "--to", "hf", "--out", tmp_path / "hf")
     assert "transformers has one configuration for what reads questions and what says answers" in found
     assert not (tmp_path / "hf").exists()
-
-
-def test_the_second_stage_is_not_converted(tmp_path: Path) -> None:
-    config = tiny_llm(TINY_OPT)
-    state = stage2_state(config)
-    for held in (without_encoder(state), whole(config, state, llm_state(TINY_OPT))):
-        path = saved(tmp_path / "m.pth", held)
-        found = refused("--from", path, "--to", "hf", "--out", tmp_path / "hf")
-        assert "is a stage-2 checkpoint of BLIP-2" in found
-        assert "those are not converted" in found
-    found = refused("--from", path, "--model", "blip2-opt-2.7b", "--to", "ours", "--out", tmp_path / "m.safetensors")
-    assert "those are not converted" in found

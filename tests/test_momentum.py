@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from models.blip import BlipPretrain
 from tests.one_process import Words, batch_of
 from tests.test_losses import log_softmax
 from tests.tiny import TINY, fill
+from training import losses
+from training.losses import hard_negatives
 from training.momentum import NOBODY, PARTS, Momentum, ramped
 from training.pretrain import BlipFinetune, Slow, losses_of
 
@@ -90,6 +93,29 @@ def test_the_contrast(kind: type[BlipPretrain | BlipFinetune], alpha: float) -> 
     assert (found["lm"] > 0) == (kind is BlipPretrain)
     assert found["itm"] > 0
     assert abs(plain_itc(model, slowly(model), alpha) - wanted) > 100 * EXACT  # the check can fail: copies that did not follow
+
+
+@pytest.mark.parametrize("kind", [BlipPretrain, BlipFinetune])
+def test_negatives(kind: type[BlipPretrain | BlipFinetune], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn by what the copies make of the batch (blip_pretrain.py), or by what the model does (blip_retrieval.py)."""
+    drawn_by: list[Tensor] = []
+
+    def watched(sims: Tensor, *given: Any) -> Tensor:
+        drawn_by.append(sims)
+        return hard_negatives(sims, *given)
+
+    monkeypatch.setattr(losses, "hard_negatives", watched)
+    model = blip(kind)
+    momentum = slowly(model)
+    step(model, momentum)
+    batch = batch_of(slice(0, 4), TINY.text.vocab)
+    with torch.no_grad():
+        image, text = model.image_embed(model.image_feat(batch.image)), model.text_embed(batch.ids, batch.mask)
+        slow_image, slow_text = momentum.embed(model, batch.image, batch.ids, batch.mask)
+    others = (slow_image, slow_text) if kind is BlipPretrain else (image, text)
+    for found, wanted in zip(drawn_by, (text @ others[0].t(), image @ others[1].t()), strict=True):
+        torch.testing.assert_close(found, wanted / model.temp.detach(), atol=1e-5, rtol=0)
+    assert float((slow_image - image).abs().max()) > 0.01
 
 
 def test_copies_follow() -> None:

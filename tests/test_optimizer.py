@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -98,3 +99,16 @@ def test_without_fp16_nothing_is_scaled() -> None:
     scaler = make_scaler(SETTINGS.run, CPU)
     assert not scaler.is_enabled()
     assert float(scaler.scale(torch.tensor(3.0))) == 3.0
+
+
+def test_a_gradient_that_is_no_number_is_left_out() -> None:
+    """Also without a loss scale: one such step would make all weights no numbers."""
+    model = nn.Linear(3, 2, bias=False)
+    optimizer, scaler = make_optimizer(model, SETTINGS.optimizer), make_scaler(SETTINGS.run, CPU)
+    set_learning_rate(optimizer, 0.1)
+    before = model.weight.detach().clone()
+    (model(torch.ones(1, 3)).sum() * float("nan")).backward()
+    assert math.isnan(take_step(optimizer, scaler, 1.0))
+    assert torch.equal(model.weight, before)
+    assert not optimizer.state
+    assert model.weight.grad is None

@@ -16,6 +16,7 @@ from training.settings_check import METRICS, MODELS, NEEDED
 from training.transforms import NAMED, RandAugment
 
 COCO = Source(annotations=Path("coco.json"), images=Path("coco"))
+ASKED = dataclasses.replace(COCO, kind="vqa")
 STAGE1 = Settings(
     "stage1", Data((COCO,)), Model("blip2-demo", freeze_vit=False), schedule=Schedule(warmup_lr=1e-6), run=Run(epochs=1)
 )
@@ -35,13 +36,26 @@ RANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "model",
         {"name": "blip-demo"},
-        "model.name is blip-demo, a BlipConfig; expected a Blip2Config, which is what stage1 trains",
+        "model.name is blip-demo, which stage1 does not train; expected one of blip2-stage1-vit-g, blip2-stage1-vit-l, ",
     ),
     ("model", {"freeze_vit": True}, "nothing gives the image encoder its weights; expected model.checkpoint"),
     ("model", {"freeze_qformer": True}, "task is stage1; expected stage2 or caption, with model.freeze_qformer"),
     ("model", {"image_size": 0}, "model.image_size is 0; expected 1 or more"),
     ("model", {"lora": Lora()}, "task is stage1; expected stage2 or caption, with model.lora"),
     ("model", {"momentum": Momentum()}, "task is stage1; expected pretrain or retrieval, with model.momentum"),
+    ("model", {"prompt": "a photo of"}, "task is stage1; expected stage2 or caption, with model.prompt"),
+    ("model", {"trailing_newline": True}, "task is stage1; expected stage2 or caption, with model.trailing_newline"),
+    (
+        "model",
+        {"llm_checkpoint": Path("opt")},
+        "model.name is blip2-demo; expected a model of BLIP-2's second stage, with model.llm_",
+    ),
+    ("model", {"image_size": 100}, "model.image_size is 100; expected a multiple of 8, the side of a patch"),
+    (
+        "data",
+        {"train": (COCO, ASKED)},
+        "data.train.1.kind is vqa; expected karpathy, flickr8k or shards, captions, for the task stage1",
+    ),
     ("data", {"train": ()}, "data.train is empty; expected a list of sources"),
     ("data", {"train": (COCO, Source())}, "data.train.1.annotations is null; expected a value, for the kind karpathy"),
     ("data", {"train": (dataclasses.replace(COCO, weight=0.0),)}, "data.train.0.weight is 0.0; expected a number above 0"),
@@ -112,6 +126,19 @@ def test_lora_and_momentum_have_ranges() -> None:
     with pytest.raises(Misuse, match=r"model\.momentum\.ramp_epochs is -1; expected 0 or more"):
         changed(PRETRAIN, "model", momentum=Momentum(ramp_epochs=-1))
     assert changed(STAGE2, "model", lora=Lora()).model.lora == Lora(16, 32.0, 0.05)
+
+
+def test_what_a_model_does_not_have_is_not_left_out_in_silence() -> None:
+    caption = Settings("caption", STAGE1.data, Model("blip-caption-demo", freeze_vit=False), run=Run(epochs=1))
+    for values in ({"lora": Lora()}, {"freeze_qformer": True}, {"llm_checkpoint": Path("opt")}):
+        with pytest.raises(Misuse, match="is blip-caption-demo; expected a model of BLIP-2's second stage, with model"):
+            changed(caption, "model", **values)
+    retrieval = dataclasses.replace(STAGE1, task="retrieval")
+    with pytest.raises(Misuse, match="is blip2-demo; expected a model of BLIP, with model"):
+        changed(retrieval, "model", momentum=Momentum())
+    assert changed(retrieval, "model", name="blip-demo", momentum=Momentum()).model.momentum
+    with pytest.raises(Misuse, match="is karpathy; expected vqa, questions with answers, for the task vqa"):
+        Settings("vqa", STAGE1.data, Model("blip-vqa-base", freeze_vit=False), run=Run(epochs=1))
 
 
 def test_kept_features_need_the_same_pictures() -> None:

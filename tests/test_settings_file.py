@@ -70,7 +70,7 @@ def test_set(written: Path) -> None:
             "data.validation={annotations: b.json, images: pictures}",
             "data.validation.split=val",
             "data.crop_scale=null",
-            'model.prompt="a photo of: "',
+            'data.train.0.split="a part of: "',
             "run.epochs=",
             "run.steps=7",
         ],
@@ -81,8 +81,15 @@ def test_set(written: Path) -> None:
     assert found.data.validation is not None
     assert (found.data.validation.annotations, found.data.validation.split) == (Path("b.json"), "val")
     assert found.data.crop_scale is None
-    assert found.model.prompt == "a photo of: "
+    assert found.data.train[0].split == "a part of: "
     assert (found.run.epochs, found.run.steps) == (None, 7)
+
+
+def test_a_home_is_a_home(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the ~ of run.out=~/x to us, and YAML always does."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert read_settings(written, ["run.out=~/x"]).run.out == Path("/home/someone/x")
+    assert read_settings(written, ["run.out=x/~y"]).run.out == Path("x/~y")
 
 
 def test_later_changes_win(written: Path) -> None:
@@ -151,7 +158,7 @@ BAD: list[tuple[str, str, tuple[str, ...]]] = [
     (MINIMAL.replace("blip2-demo", "2"), "FILE: model.name is 2; expected a text (in quotes", ()),
     (MINIMAL.replace("pictures", "2014"), "FILE: data.train.0.images is 2014; expected a path (in quotes", ()),
     (MINIMAL.replace("pictures", '""'), "FILE: data.train.0.images is ''; expected a path", ()),
-    (MINIMAL.replace("    - {", "    {"), "FILE: data.train is a mapping; expected a list.", ()),
+    (MINIMAL.replace("    - {", "    {"), "FILE: data.train is a mapping; expected a list (data.train.0 is its first item).", ()),
     (MINIMAL.replace("blip2-demo", "blip2-dem"), "FILE: No model is called 'blip2-dem'. Did you mean 'blip2-demo'?", ()),
     ("preset: lavis-stage3\n", "FILE: there is no preset 'lavis-stage3'. Did you mean lavis-stage1? Presets: blip-", ()),
     ("preset: null\n", "FILE: there is no preset null.", ()),
@@ -166,8 +173,22 @@ BAD: list[tuple[str, str, tuple[str, ...]]] = [
     (MINIMAL, "--set run=3: run is 3; expected keys with values", ("run=3",)),
     (MINIMAL, "--set run.seed.low=3: run.seed is a mapping; expected a whole number.", ("run.seed.low=3",)),
     (MINIMAL, "--set data.train.1.split=x: there is no data.train.1; data.train has 1 items", ("data.train.1.split=x",)),
-    (MINIMAL, "--set data.train.first.split=x: data.train is a mapping; expected a list.", ("data.train.first.split=x",)),
-    (MINIMAL, "FILE with --set run.batchsize=0: run.batchsize is 0; expected 1 or more.", ("run.batchsize=0",)),
+    (MINIMAL, "--set data.train.first.split=x: data.train is a mapping; expected a list (", ("data.train.first.split=x",)),
+    (MINIMAL, "FILE with --set run.batchsize=0: run.batchsize is 0; expected 1 or more.", ("run.batchsize=0", "run.seed=2")),
+    (
+        MINIMAL,
+        "FILE with --set run.steps=9: run.epochs is 2 and run.steps is 9; expected one of them, and null as",
+        ("run.steps=9",),
+    ),
+    (MINIMAL + "run.batchsize: 3\n", "FILE: run.batchsize is one key; expected run with batchsize below it.", ()),
+    (
+        MINIMAL.replace("epochs", "generation.num_beams"),
+        "generation.num_beams is one key; expected generation with num_beams",
+        (),
+    ),
+    (MINIMAL + "parallel: {mode: fsdp}\n", "FILE: parallel.mode is 'fsdp'; expected one of none, ddp, ", ()),
+    (MINIMAL, "run.device is 'gpu'; expected one of auto, cpu, cuda, npu (did you mean cuda?).", ("run.device=gpu",)),
+    (MINIMAL, "run.out is '~nobody-here/x'; expected a path; there is no such user", ("run.out=~nobody-here/x",)),
 ]
 
 
@@ -211,6 +232,7 @@ UNKNOWN = [
     ("optimizer: {wieght_decay: 0}\n", "optimizer.wieght_decay", "optimizer.weight_decay"),
     ("schedule: {warmup_step: 2}\n", "schedule.warmup_step", "schedule.warmup_steps"),
     ("run: {epoch: 2}\n", "run.epoch", "run.epochs"),
+    ("run: {generation: {max_new_tokens: 20}}\n", "run.generation.max_new_tokens", "run.generation.max_length"),
     ("run: {generation: {beams: 2}}\n", "run.generation.beams", "run.generation.num_beams"),
     ("parallel: {modes: ddp}\n", "parallel.modes", "parallel.mode"),
     ("3: x\n", "3", ""),

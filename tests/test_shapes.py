@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,13 @@ def test_another_seed_draws_another_set(tmp_path: Path) -> None:
     assert not shapes.write(tmp_path, "test", 7, 3)
     assert shapes.write(tmp_path, "test", 7, 4)
     assert (tmp_path / "test.json").read_text("utf-8") != before
+
+
+def test_pictures_that_were_removed_are_drawn_again(tmp_path: Path) -> None:
+    shapes.write(tmp_path, "test", 3, 1)
+    shutil.rmtree(tmp_path / "test")
+    assert shapes.write(tmp_path, "test", 3, 1)
+    assert len(list((tmp_path / "test").iterdir())) == 3
 
 
 def test_a_smaller_set_replaces_a_larger_one(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tests.tiny import TINY2, random_stage1
 from training import stage1
 from training.initial import initialise
 from training.optimizer import make_optimizer, set_learning_rate
-from training.settings import Optimizer
+from training.settings import Model, Optimizer
+from training.start import freeze
 from training.step import Batch, Step
 
 TOKENIZER = Path(__file__).parent.parent / "demo" / "tokenizer"
@@ -205,8 +206,8 @@ def test_the_queries_start_as_the_text(words: CaptionTokenizer) -> None:
 
 
 def test_gradients_reach_everything_but_a_frozen_image_encoder(words: CaptionTokenizer) -> None:
-    model, batch = random_stage1().requires_grad_(True), batch_of([0, 1, 2], [7, 4, 3])
-    stage1.freeze_image_encoder(model)
+    model, batch = random_stage1(), batch_of([0, 1, 2], [7, 4, 3])
+    freeze(model, Model())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = make_optimizer(model, Optimizer())
     set_learning_rate(optimizer, 1e-3)

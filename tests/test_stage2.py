@@ -14,7 +14,9 @@ from tests.test_decoders import their_llama, their_opt, their_t5
 from tests.their_generators import untied
 from tests.tiny import TINY_LLAMA, TINY_OPT, TINY_OPT_350M, TINY_T5, random_generator, tiny_llm
 from training import stage2
+from training.settings import Model
 from training.stage2 import Answered, Told
+from training.start import freeze
 
 B = 3
 # Sums of at most 20 terms in float32; the largest difference seen was 1.4e-6, of gradients 3e-6 of the largest.
@@ -56,7 +58,7 @@ def test_words_of_a_text(llm: Any) -> None:
     model, theirs = ready(llm), None
     theirs = their(model, llm)
     ids = words(llm.vocab)
-    stage2.freeze(model, image_encoder=True)
+    freeze(model, Model())
     found = stage2.told_loss(model, Told(pictures(), ids, MASK, LEARNT))
     found.backward()
     prompt = model.llm_prompt(model.query_embed(model.image_feat(pictures()))).detach().requires_grad_()
@@ -78,7 +80,7 @@ def test_answers_of_t5() -> None:
     model = ready(TINY_T5)
     theirs = their(model, TINY_T5)
     ids, answer = words(TINY_T5.vocab), words(TINY_T5.vocab, 2)
-    stage2.freeze(model, image_encoder=True)
+    freeze(model, Model())
     found = stage2.answered_loss(model, Answered(pictures(), ids, MASK, answer, MASK))
     prompt = model.llm_prompt(model.query_embed(model.image_feat(pictures()))).detach()
     embeds = torch.cat([prompt, theirs.get_input_embeddings()(ids)], dim=1)
@@ -121,9 +123,9 @@ def test_the_comparison_can_fail() -> None:
 
 def test_what_is_frozen() -> None:
     model = ready(TINY_OPT)
-    stage2.freeze(model, image_encoder=True)
+    freeze(model, Model())
     stage2.told_loss(model, Told(pictures(), words(TINY_OPT.vocab), MASK, LEARNT)).backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == {n for n, _ in model.named_parameters() if n.startswith(("visual_encoder.", "llm_model."))}
-    stage2.freeze(model, image_encoder=False)
+    freeze(model, Model(freeze_vit=False))
     assert all(p.requires_grad for n, p in model.named_parameters() if not n.startswith("llm_model."))

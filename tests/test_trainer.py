@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,24 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from demo import shapes
 from models.errors import Misuse, UserError
-from tests.generators import speaking, write_vocabulary
-from tests.test_fit import described, equal, logged, sizes, stage2, trained, weights
-from tests.test_training import SMALL, short
-from training.settings import Settings
+from tests.trainings import SMALL, described, equal, logged, short, speaker, stage2, trained, weights
+from training.settings import Lora, Settings
 from training.settings_file import read_settings
+from training.task import task_of
 from training.trainer import Trainer
-
-DEMO = Path(__file__).parent.parent / "demo"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    shapes.write(folder, "train", 20, 1)
-    shapes.write(folder, "test", 10, 1)
-    entries = json.loads((folder / "train.json").read_text("utf-8"))
-    asked = [
-        {"image": e["image"], "question": "What is it?", "question_id": n, "answer": ["a dot"]} for n, e in enumerate(entries)
-    ]
-    (folder / "questions.json").write_text(json.dumps(asked), "utf-8")
-    return folder
+from training.whole import tensors_of
 
 
 def files(pictures: Path, count: int = 3) -> list[Path]:
     return sorted((pictures / "train").iterdir())[:count]
+
+
+def save_start(path: Path, trainer: Trainer) -> Path:
+    """The weights that a training of these settings would start from, as a file."""
+    model = task_of(trainer.settings).model
+    save_file(tensors_of(model), path)
+    return path
 
 
 @pytest.mark.parametrize("task", SMALL)
@@ -59,6 +49,16 @@ def test_it_trains_measures_and_compares(tmp_path: Path, pictures: Path, task: s
     assert np.array_equal(other.predict(files(pictures), ["a red circle", "two blue stars"], fitted.weights), alike)
     with pytest.raises(Misuse, match="give predict both"):
         trainer.predict(files(pictures))
+    for images, texts in (([], ["a red circle"]), (files(pictures), [])):
+        nothing = trainer.predict(images, texts)
+        assert isinstance(nothing, np.ndarray)
+        assert nothing.shape == (len(images), len(texts))
+    after = trainer.evaluate()
+    state = tmp_path / "out" / "step-0000020"
+    first = save_start(tmp_path / "start.safetensors", trainer)
+    assert trainer.evaluate(first) == start
+    assert trainer.evaluate() == after  # those of the training again
+    assert trainer.evaluate(state) == after
 
 
 def test_it_describes_after_lora(tmp_path: Path, pictures: Path) -> None:
@@ -71,20 +71,21 @@ def test_it_describes_after_lora(tmp_path: Path, pictures: Path) -> None:
     texts = trainer.predict([str(file) for file in files(pictures)])
     assert [type(text) for text in texts] == [str] * 3
     assert len(before) == 3
+    assert trainer.predict(str(files(pictures)[0])) == texts[:1]
+    assert trainer.predict(files(pictures)[0], "What is it?") == trainer.predict(files(pictures)[:1], ["What is it?"])
     with pytest.raises(Misuse, match="expected data"):
         trainer.evaluate()
 
 
 def test_it_answers(tmp_path: Path, pictures: Path) -> None:
-    config = speaking("vqa")
-    words = write_vocabulary(tmp_path / "words", config)
-    trainer = Trainer(
-        "vqa", args=described(tmp_path, pictures, "vqa", {"config": sizes(tmp_path, config), "tokenizer": str(words)})
-    )
+    trainer = Trainer("vqa", args=described(tmp_path, pictures, "vqa", speaker(tmp_path, "vqa")))
     trainer.train(max_steps=2)
     assert len(trainer.predict(files(pictures), ["What is it?"] * 3)) == 3
     with pytest.raises(Misuse, match=r"3 pictures and 2 questions"):
         trainer.predict(files(pictures), ["What is it?"] * 2)
+    captioner = Trainer("caption", args=described(tmp_path, pictures, "caption", speaker(tmp_path, "caption")))
+    with pytest.raises(Misuse, match="describes pictures and answers no questions; leave texts out"):
+        captioner.predict(files(pictures), ["What is it?"] * 3)
 
 
 def test_what_it_is_told_may_have_any_form(tmp_path: Path) -> None:
@@ -96,6 +97,8 @@ def test_what_it_is_told_may_have_any_form(tmp_path: Path) -> None:
     ]
     assert found == [read_settings(file)] * 4
     assert Trainer("stage1", model="blip2-stage1-vit-g", args="demo-stage1").settings.model.name == "blip2-stage1-vit-g"
+    changed = Trainer("stage2", model={"lora": {"rank": 4}}, args="demo-stage2").settings.model
+    assert (changed.name, changed.lora) == ("blip2-opt-demo", Lora(rank=4))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,8 @@ def test_what_it_is_told_may_have_any_form(tmp_path: Path) -> None:
         ({"task": "stage1", "args": "demo-stage1", "run": {"batchsiz": 4}}, "batchsize"),
         ({"task": "stage1", "args": {"preset": "demo-stag1"}}, "Did you mean demo-stage1"),
         ({"task": "stage1"}, "data"),
+        ({"task": "stage3", "args": "demo-stage1"}, "task is 'stage3'; expected one of pretrain, stage1, "),
+        ({"task": "stage1", "args": "demo-stage1", "run.epochs": 2}, "run.epochs is one key; expected run with epochs below it"),
     ],
 )
 def test_misuse(given: dict[str, Any], said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bench.plain_stage1 import plain_losses
 from bench.stage1_race import FROZEN, KEPT, PLAIN
 from bench.training import main
 from demo import shapes
+from models.blip2 import Blip2Stage1
 from models.config_file import to_dict
 from tests import chain
 from tests.tiny import TINY2, TINY_CLIP, random_stage1
@@ -90,6 +92,22 @@ def test_what_it_says_and_records(tmp_path: Path) -> None:
         low, high = second["lowest_and_highest_round"]
         assert low <= second["ours_is_times"] <= high
     assert frozen["ways"][1]["seconds"] == kept["ways"][1]["seconds"]  # both against the same steps
+
+
+def test_only_the_plain_way_tracks_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracked: dict[str, set[bool]] = {"plain": set(), "ours": set()}
+
+    def watched(name: str, losses_of: Any) -> Any:
+        def inner(model: Blip2Stage1, *given: Any, **named: Any) -> Any:
+            tracked[name] |= {parameter.requires_grad for parameter in model.visual_encoder.parameters()}
+            return losses_of(model, *given, **named)
+
+        return inner
+
+    monkeypatch.setattr(stage1_race, "plain_losses", watched("plain", plain_losses))
+    monkeypatch.setattr(stage1, "losses_of", watched("ours", stage1.losses_of))
+    chain.done(called("--config", sized(tmp_path), "--no-record"))
+    assert tracked == {"plain": {True}, "ours": {False}}
 
 
 def test_real_captions(tmp_path: Path) -> None:

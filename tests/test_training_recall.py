@@ -108,6 +108,7 @@ def test_figures_are_those_of_the_original(kind: str, pictures: CaptionedPicture
     for name, value in found.items():
         of = itc if name.startswith("itc_") else reranked
         assert value == pytest.approx(of[name.removeprefix("itc_")]), name
+    assert recall.recall(model, pictures, LEADS[kind], rows=4) == found
 
 
 def test_similarities_are_the_best_querys(pictures: CaptionedPictures) -> None:

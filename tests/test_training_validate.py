@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 import export.__main__
@@ -29,8 +30,9 @@ from models.fit import generator_of
 from tests import chain
 from tests.generators import speaking, write_vocabulary
 from tests.make_generator import write_llm
-from tests.test_fit import equal, logged, sizes, trained, weights
 from tests.tiny import fill
+from tests.trainings import assert_one_training, equal, logged, sizes, trained, weights, written
+from tests.two_processes import train_two
 from training.describe import CAPTION, VQA, speech_of, texts_of
 from training.fit import fit
 from training.settings_file import read_settings
@@ -258,3 +260,23 @@ def test_questions_without_answers(tmp_path: Path, pictures: Path) -> None:
     values = described(tmp_path, pictures, "vqa")
     with pytest.raises(UserError, match=r"bare\.json holds questions without answers"):
         trained(tmp_path, values, f"data.validation.annotations={tmp_path / 'bare.json'}")
+
+
+def test_two_processes_give_one_figure(tmp_path: Path, pictures: Path) -> None:
+    """That of one process, and the training goes on as its. The two write different numbers of texts: a process that counted
+    on the other to run the model as often would wait for ever."""
+    values = stage2(tmp_path, pictures, "opt")
+    values["model"].pop("lora")
+    values["run"] |= {"precision": "fp32", "checkpointing": False, "steps": 3, "eval_batchsize": 5, "batchsize": 4}
+    values["data"]["validation"]["annotations"] = str(pictures / "odd.json")
+    one = weights(trained(tmp_path, values))
+    figures = logged(tmp_path, "metrics")
+    assert max(metrics["Bleu_1"] for metrics in figures.values()) > 0
+    file, modes = written(tmp_path, values), ("ddp", "full_shard")
+    sets = {mode: (f"parallel.mode={mode}", "run.batchsize=2", f"run.out={tmp_path / mode / 'out'}") for mode in modes}
+    train_two(*(["stage2", "--config", file, *(f"--set={said}" for said in sets[mode])] for mode in modes))
+    for mode in modes:
+        assert list(logged(tmp_path / mode, "metrics")) == list(figures) == [1, 2, 3]
+        for step, metrics in logged(tmp_path / mode, "metrics").items():
+            assert metrics == pytest.approx(figures[step], abs=1e-9)
+        assert_one_training(one, load_file(tmp_path / mode / "out" / "weights.safetensors"))

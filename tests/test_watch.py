@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.one_training import SETTINGS
 from training import curves, watch
+from training.settings_check import BEST
 from training.watch import Watch
 
 EVERY_2 = replace(SETTINGS, run=replace(SETTINGS.run, log_every=2))
@@ -90,6 +92,29 @@ def test_a_log_goes_on_where_the_training_does(tmp_path: Path, clock: list[float
     assert len(rows(tmp_path)) == 1
 
 
+def test_the_best_step_is_said(tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when the training was stopped in between: the log knows the earlier figures."""
+    settings = replace(
+        EVERY_2, run=replace(EVERY_2.run, best="r_mean"), data=replace(EVERY_2.data, validation=EVERY_2.data.train[0])
+    )
+    watched = Watch(tmp_path, settings, 8, tensorboard=False)
+    for step, value in ((2, 50.0), (4, 60.0), (6, 60.0), (8, 70.0)):
+        train(watched, clock, step - 1, step)
+        watched.measured(step, {"r_mean": value, "txt_r1": 1.0})
+    watched.close()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in said if line.endswith("  (best r_mean so far)")] == ["2/8", "4/8", "8/8"]
+    assert "best r_mean 70, after step 8" in said
+    again = Watch(tmp_path, settings, 8, resumed=6, tensorboard=False)
+    train(again, clock, 7, 8)
+    again.measured(8, {"r_mean": 55.0})
+    again.close()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "going on after step 6"
+    assert "best r_mean 60, after step 4" in said
+    assert not [line for line in said if line.endswith("so far)")]
+
+
 def test_only_the_first_process_writes(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "rank", lambda: 1)
     watched = Watch(tmp_path / "out", EVERY_2, 6, tensorboard=True)
@@ -156,3 +181,21 @@ def test_curves(tmp_path: Path, clock: list[float]) -> None:
         assert picture.size[1] < with_metrics
     assert not curves.draw([{"step": 0}], tmp_path / "none.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "less.png", "log.jsonl"]
+
+
+def test_all_curves_can_be_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 15 figures of a retrieval are more than there are colours."""
+    looks: dict[str, tuple[str, str]] = {}
+    plot = Axes.plot
+
+    def noting(self: Any, *what: Any, **how: Any) -> Any:
+        (line,) = plot(self, *what, **how)
+        looks[how["label"]] = (line.get_color(), line.get_linestyle())
+        return [line]
+
+    monkeypatch.setattr(Axes, "plot", noting)
+    names = BEST["recall"]
+    assert curves.draw([{"step": step, "metrics": dict.fromkeys(names, 50.0 + step)} for step in (1, 2)], tmp_path / "c.png")
+    assert set(looks) == set(names)
+    assert len(set(looks.values())) == len(names)
+    assert looks["itc_txt_r1"][0] == looks["txt_r1"][0]

@@ -71,3 +71,24 @@ def test_a_worker_that_dies_is_one_sentence() -> None:
 def test_an_error_in_a_worker_arrives_as_it_is() -> None:
     with pytest.raises(UserError, match="item 0 is wrong"):
         list(in_order(complain, range(100), 2))
+
+
+def test_ctrl_c_while_work_is_handed_out_is_heeded_as_the_caller_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training takes note of it, and saves before it stops; Python's own handler stops at once."""
+    submit = ProcessPoolExecutor.submit
+
+    def press(self: Any, work: Any, item: int) -> Any:
+        if item == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return submit(self, work, item)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", press)
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    try:
+        assert list(in_order(double, range(40), 2)) == [2 * item for item in range(40)]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert noted == [signal.SIGINT]
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(double, range(40), 2))

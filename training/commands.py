@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 
 import click
 
 from models.errors import Command, Misuse, extra
 from training.settings import Lora
 
+LIST = "?"  # in the place of a preset
 LORA = [field.name for field in dataclasses.fields(Lora)]
 TASKS = {
     "pretrain": "Train BLIP from nothing with its three losses: ITC, ITM and LM, with momentum encoders and a queue if asked.",
@@ -39,7 +41,10 @@ def command_of(task: str) -> click.Command:
         with extra("torch"):
             import yaml
 
-            from training.settings_file import read_settings, to_dict
+            from training.settings_file import presets, read_settings, to_dict
+        if config == LIST:
+            click.echo("\n".join(name for name in presets() if read_settings(name).task == task))
+            return
         settings = read_settings(config, [*sets, *(("run.cache_features=true",) if cache_features else ()), *lora])
         if settings.task != task:
             raise Misuse(f"{config} is of the task {settings.task}. Use blip-train {settings.task}, or another --config.")
@@ -48,14 +53,19 @@ def command_of(task: str) -> click.Command:
             return
         with extra("torch"):
             from training.fit import fit
+        first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
+        if resume and first and not perf and not any(settings.run.out.glob("step-*")):
+            click.echo(f"{settings.run.out} holds no state to go on from: this training begins at the start.")
         fitted = fit(settings, resume, max_steps, perf)
+        if not first:
+            return
         if fitted.weights:
             click.echo(f"{fitted.weights}: {fitted.weights.stat().st_size / 1e6:.2f} MB")
         elif not perf:
             click.echo(f"Stopped after step {fitted.step:,}. The same command with --resume goes on from there.")
 
     options = [
-        click.option("--config", required=True, help="A settings file (YAML), or a preset; `?` lists them."),
+        click.option("--config", required=True, help="A settings file (YAML), or a preset; '?' lists those of this task."),
         click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, such as run.batchsize=8."),
         click.option("--cache-features", is_flag=True, help="Keep what the frozen image encoder makes of each picture on disk."),
         click.option(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 Line = tuple[list[int], list[float]]  # steps, values
+ITC = "itc_"  # leads the name of a figure by the embeddings alone: dashed, in the colour of the re-ranked one
 STEP = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
@@ -30,8 +31,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> bool:
             panels.append(("metric", some))
     figure = Figure(figsize=(8, 1 + 2.6 * len(panels)), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
+        colours = list(dict.fromkeys(name.removeprefix(ITC) for name in lines))
         for name, (steps, values) in lines.items():
-            axes.plot(steps, values, label=name, linewidth=1.6, marker="o" if len(steps) < 30 else None, markersize=3.5)
+            how = {"color": f"C{colours.index(name.removeprefix(ITC))}", "linestyle": "--" if name.startswith(ITC) else "-"}
+            how |= {"marker": "x" if name.startswith(ITC) else "o"} if len(steps) < 30 else {}
+            axes.plot(steps, values, label=name, linewidth=1.6, markersize=3.5, **how)
         axes.set_ylabel(title)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

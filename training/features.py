@@ -25,12 +25,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from tqdm import tqdm
 
 from models import manifest
-from models.blip2 import Blip2Stage1
-from models.blip2_llm import Blip2Llm
 from models.config import Config
 from models.errors import UserError
 from preprocess.images import normalise, read_image
@@ -48,20 +46,12 @@ NONE = -1  # bytes and time of a picture that is not there
 BAR = "{desc}  {n:,}/{total:,} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
-def image_feat(model: Blip2Stage1 | Blip2Llm, image: Tensor) -> Tensor:
-    """Pictures (B, 3, S, S), or what is kept of them (B, T, D), to the features that the Q-Former looks at (B, T, D)."""
-    if image.dim() == 4:
-        return model.image_feat(image)
-    feat: Tensor = model.ln_vision(image)
-    return feat
-
-
 def features_of(settings: Settings, config: Config, encoder: nn.Module, pictures: Sequence[Path], place: Place) -> np.ndarray:
     """(P, T, D) float32, mapped into memory: those in `run.out`, when they are of these pictures and this encoder, or new ones.
 
     All processes call it, before FSDP shares out the weights, and within the precision of the training. A picture that is no
-    longer there counts as unchanged. Raises UserError, on every process, for a picture that is missing or broken, and when the
-    disk has no room.
+    longer there counts as unchanged. Raises UserError, on every process, for a picture that is missing or broken, when the disk
+    has no room, and when `run.out` is not one folder for all of them.
     """
     job = _Job(settings, config, encoder, pictures, place)
     folder, asked = settings.run.out / FOLDER, by_the_first(lambda: _asked(job))
@@ -69,9 +59,11 @@ def features_of(settings: Settings, config: Config, encoder: nn.Module, pictures
         with ExitStack() as held:
             part = by_the_first(lambda: held.enter_context(manifest.new_folder(folder, KIND, resumable=True)))
             left = by_the_first(lambda: _begun(part, asked, job))
+            _by_all(lambda: _check_shared(part, place))
             _by_all(lambda: _fill(part, left[place.rank :: place.processes], job))
             by_the_first(lambda: _completed(part, asked))
         by_the_first(lambda: None)  # nobody reads before the folder has its name
+    _by_all(lambda: _check_shared(folder, place))
     found: np.ndarray = np.load(folder / ROWS, mmap_mode="r").view(np.ndarray)
     if place.rank == 0:
         click.echo(f"features of {len(found):,} pictures in {folder} ({found.nbytes / 1e9:.2f} GB)")
@@ -186,6 +178,14 @@ def _make_room(part: Path, shape: tuple[int, int, int]) -> None:
             f"The features of {shape[0]:,} pictures take {needed / 1e9:.2f} GB, and {part.parent} has {free / 1e9:.2f} GB free "
             f"({(error.strerror or str(error)).lower()}). Make room, choose another run.out, or train without run.cache_features."
         ) from error
+
+
+def _check_shared(folder: Path, place: Place) -> None:
+    if not (folder / ROWS).is_file():
+        raise UserError(
+            f"Process {place.rank} finds no {folder / ROWS}, which the first process has made. Set run.out to a folder that all "
+            "machines share, or train without run.cache_features."
+        )
 
 
 def _fill(part: Path, left: np.ndarray, job: _Job) -> None:

@@ -42,7 +42,7 @@ from training.stop import asked_to_stop
 from training.task import Moment, Task, moved, task_of
 from training.validate import Metrics, measure_of
 from training.watch import Watch
-from training.written import write_weights
+from training.written import BEST, write_weights
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
 PERF = "perf"  # folder in run.out for the log of a run that measures speed: that of a training stays
@@ -111,6 +111,7 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
     if place.rank == 0:
         click.echo("\n".join([*task.said, f"{plan.length.steps:,} steps, {plan.length.steps_per_epoch:,} to an epoch"]))
     learner = Learner(task.model, task.losses_of).to(place.device)
+    measure = None if perf else measure_of(settings, task.config, task.words, learner, place.device)
     if task.momentum:
         task.momentum.to(place.device)
     if settings.run.cache_features and plan.samples:
@@ -120,7 +121,7 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
     if settings.run.checkpointing:
         for block in blocks(task.model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    together = shared(learner, settings.parallel.mode, place)
+    together = shared(learner, settings.parallel.mode, place, unused=settings.run.itm_after > 0)
     optimizer = make_optimizer(task.model, settings.optimizer)
     others: dict[str, nn.Module] = {"momentum": task.momentum} if task.momentum else {}
     if settings.run.ema is not None:
@@ -130,7 +131,6 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
     parts = Parts(task.model, optimizer, make_scaler(settings.run, place.device), others)
     progress = state.restore(newest, parts, settings) if newest else Progress(0, START)
     ready_to_learn(task.model)
-    measure = None if perf else measure_of(settings, task.config, task.words, together, place.device)
     last = plan.length.steps if max_steps is None else min(plan.length.steps, progress.step + max_steps)
     step = _run(settings, place, task, plan, together, parts, progress, last, perf, measure)
     if perf or step < plan.length.steps:
@@ -186,8 +186,10 @@ def _run(
                 moment = moment_of(settings, plan, step, number)
                 for name, value in _learn(settings, place, task, learner, parts, batch, moment, each, number == each).items():
                     found[name] = found.get(name, 0.0) + value / each
-                _refuse_no_number(step + 1, batch, found)
+                _refuse_no_number("loss", step + 1, batch, found)
             norm = take_step(parts.optimizer, parts.scaler, settings.optimizer.clip, run.loss_scale)
+            if not parts.scaler.is_enabled():  # which has left the step out, and goes on with a smaller scale
+                _refuse_no_number("gradient", step + 1, batch, {"norm": norm})
             if isinstance(temp := getattr(task.model, "temp", None), Tensor):
                 with torch.no_grad():
                     temp.clamp_(COOLEST, WARMEST)
@@ -195,13 +197,16 @@ def _run(
                 average.follow(task.model)
             step += 1
             watch.step(step, found, lr, run.batchsize * each, norm)
-            stopping, since = asked(), time.monotonic()
+            since = time.monotonic()
             if measure and (step == length.steps or _due(run.validate_every, plan, step)):
                 with standing_in(average, task.model):
                     metrics = measure(task.model)
+                    progress = better(progress, step, metrics[settings.best])
+                    if progress.best_step == step:
+                        write_weights(task.model, task.config, settings, BEST)
                 ready_to_learn(task.model)
-                progress = better(progress, step, metrics[settings.best])
                 watch.measured(step, metrics)
+            stopping = asked()
             if not perf and (stopping or step == last or _due(run.save_every, plan, step) or progress.best_step == step):
                 state.save(run.out, parts, Progress(step, position, progress.best, progress.best_step), settings)
                 state.prune(run.out, run.keep, progress.best_step)
@@ -257,11 +262,11 @@ def _due(every: int | None, plan: Plan, step: int) -> bool:
     return step % (every or plan.length.steps_per_epoch) == 0
 
 
-def _refuse_no_number(step: int, batch: Loaded, found: dict[str, float]) -> None:
+def _refuse_no_number(what: str, step: int, batch: Loaded, found: dict[str, float]) -> None:
     if not all(map(math.isfinite, found.values())):
         said = ", ".join(f"{name} {value:g}" for name, value in found.items())
         where = f"epoch {batch.position.epoch}, batch {batch.position.batch}"
         raise UserError(
-            f"The loss is not a number at step {step} ({said}; {where}, whose first text is {batch.texts[0]!r:.80}). "
+            f"The {what} is not a number at step {step} ({said}; {where}, whose first text is {batch.texts[0]!r:.80}). "
             "Go on from the last state with a smaller schedule.lr, or with run.precision fp32."
         )

@@ -6,7 +6,7 @@ A matrix W (O, I) becomes W + alpha / rank * up (O, R) down (R, I). `up` begins 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from models.llama import Llama
 from models.llm_config import T5Config
 from models.opt import Opt
 from models.t5 import T5
+
+BASE = ".base"  # ends the name of a layer that has narrow matrices beside it
 
 
 class Lora(nn.Module):
@@ -35,12 +37,6 @@ class Lora(nn.Module):
         narrow = F.linear(F.dropout(x, self.dropout, self.training), self.down)  # (..., R)
         return y + self.scale * F.linear(narrow, self.up)
 
-    def merged(self) -> nn.Linear:
-        """One linear layer that gives the same."""
-        with torch.no_grad():
-            self.base.weight += (self.scale * self.up @ self.down).to(self.base.weight.dtype)
-        return self.base
-
 
 def add_lora(llm: Opt | Llama | T5, rank: int, alpha: float, dropout: float = 0.0) -> None:
     """Put narrow matrices beside those that make queries and values, in every layer; all else of `llm` is frozen.
@@ -57,12 +53,21 @@ def add_lora(llm: Opt | Llama | T5, rank: int, alpha: float, dropout: float = 0.
         setattr(parent, name, Lora(base, rank, alpha, dropout))
 
 
-def merge_lora(llm: nn.Module) -> None:
-    """Add the narrow matrices to those they stand beside: the model is then as it was built, and gives the same."""
-    for parent in list(llm.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Lora):
-                setattr(parent, name, child.merged())
+def merged(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole `tensors` of `model`, by name, with the narrow matrices added to those they stand beside: those of a model that
+    was built without them, and gives the same."""
+    scales = {name: part.scale for name, part in model.named_modules() if isinstance(part, Lora)}
+    found = {}
+    for name, tensor in tensors.items():
+        place, _, kind = name.rpartition(".")
+        beside = place.removesuffix(BASE)
+        if beside not in scales:
+            found[name] = tensor
+        elif place.endswith(BASE):
+            if kind == "weight":
+                tensor = tensor + (scales[beside] * tensors[f"{beside}.up"] @ tensors[f"{beside}.down"]).to(tensor.dtype)
+            found[f"{beside}.{kind}"] = tensor
+    return found
 
 
 def _places(llm: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:

@@ -49,12 +49,13 @@ def make_scaler(run: Run, device: torch.device) -> GradScaler:
 def take_step(optimizer: torch.optim.Optimizer, scaler: GradScaler, norm: float | None, loss_scale: float | None = None) -> float:
     """Clip the gradients to `norm`, step, and drop them. Returns their norm before.
 
-    With fp16 a step whose gradients are not all numbers is left out, its norm is inf or nan, and the scale becomes smaller;
+    A step whose gradients are not all numbers is left out, and its norm is inf or nan. With fp16 the scale then becomes smaller,
     unless `loss_scale` fixes it.
     """
     scaler.unscale_(optimizer)
     found = clip((p for group in optimizer.param_groups for p in group["params"]), norm)
-    scaler.step(optimizer)
+    if scaler.is_enabled() or math.isfinite(found):
+        scaler.step(optimizer)
     scaler.update(loss_scale if scaler.is_enabled() else None)
     optimizer.zero_grad()
     return found

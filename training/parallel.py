@@ -83,16 +83,18 @@ def device_of(name: str, number: int) -> torch.device:
     return torch.device(name, number)
 
 
-def shared(learner: Learner, mode: str, place: Place) -> nn.Module:
+def shared(learner: Learner, mode: str, place: Place, unused: bool = False) -> nn.Module:
     """The learner, whose gradients come to be the mean over all processes.
 
     With `ddp` each process holds all of it; with `shard_grad_op` a share of gradients and of the optimizer's state, and the
-    weights from the forward to the backward pass; with `full_shard` a share of the weights as well, block by block.
+    weights from the forward to the backward pass; with `full_shard` a share of the weights as well, block by block. `unused`:
+    steps may leave some weights without a gradient, which `ddp` must then look for in each.
     """
     if place.processes == 1 or mode == NONE:
         return learner
     if mode == DDP:
-        return DistributedDataParallel(learner, device_ids=None if place.device.type == "cpu" else [place.device.index])
+        devices = None if place.device.type == "cpu" else [place.device.index]
+        return DistributedDataParallel(learner, device_ids=devices, find_unused_parameters=unused)
     mesh = init_device_mesh(place.device.type, (place.processes,))
     for block in blocks(learner.model):
         fully_shard(block, mesh=mesh, reshard_after_forward=mode == FULL_SHARD)

@@ -59,13 +59,14 @@ def losses_of(
     image_embed, text_embed = model.image_embed(feat), model.text_embed(batch.ids, batch.mask)  # (B, E)
     same = batch.pictures[:, None] == gathered(batch.pictures)[None]  # (B, N)
     if slow is None:
-        to_text = image_embed @ gathered(text_embed).t() / model.temp  # (B, N)
-        to_image = to_text.t() if processes() == 1 else text_embed @ gathered(image_embed).t() / model.temp  # (B, N)
+        to_text, to_image = _within(model, image_embed, text_embed)
         itc = losses.itc(to_text, to_image, losses.shared_targets(same))
     else:
         to_text, to_image, itc = _with_momentum(model, batch, image_embed, text_embed, slow)
+    if slow is not None and isinstance(model, BlipFinetune):  # there negatives are what the model itself takes for similar
+        to_text, to_image = _within(model, image_embed, text_embed)
     kv = model.keys_values(feat)
-    itm = torch.zeros(())
+    itm = torch.zeros((), device=same.device)
     if matching:
         refused = same
         if own_negatives:
@@ -77,9 +78,15 @@ def losses_of(
         negative_text = losses.hard_negatives(to_text, refused, generator)
         itm = losses.itm(model, led_by(batch.ids, tokenizer.encode_id), batch.mask, feat, kv, negative_image, negative_text)
     if not isinstance(model, BlipPretrain):
-        return Step(itc, itm, torch.zeros(()))
+        return Step(itc, itm, torch.zeros((), device=same.device))
     logits = model.text_decoder(led_by(batch.ids, tokenizer.decode_id), batch.mask, kv)  # (B, L, vocab)
     return Step(itc, itm, losses.lm(logits, batch.ids, batch.mask))
+
+
+def _within(model: BlipPretrain | BlipFinetune, image_embed: Tensor, text_embed: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities (B, N) within the batch, of pictures to captions and the other way."""
+    to_text = image_embed @ gathered(text_embed).t() / model.temp
+    return to_text, to_text.t() if processes() == 1 else text_embed @ gathered(image_embed).t() / model.temp
 
 
 def _with_momentum(

@@ -50,7 +50,7 @@ class Model:
     tokenizer: Path | None = None  # vocabulary, or its folder; null: the demo's, or that of `llm_checkpoint`
     image_size: int | None = None  # pixels; null: that of the sizes. Positions are interpolated
     freeze_vit: bool = True  # the image encoder stays as it is
-    freeze_qformer: bool = False  # the Q-Former too: of BLIP-2 the projection and LoRA are left
+    freeze_qformer: bool = False  # the Q-Former too: of BLIP-2 LoRA is left, or without it the projection
     prompt: str = ""  # before each caption, with a space between; no part of the loss
     trailing_newline: bool = False  # after each caption, where OPT ends one
     dropout: float = 0.0  # share of BERT's values and attention that is left out while it learns
@@ -148,7 +148,7 @@ class Run:
 class Parallel:
     """How processes share the work. torchrun says how many there are."""
 
-    mode: Literal["none", "ddp", "shard_grad_op", "full_shard"] = "ddp"  # of one process all are `none`
+    mode: Literal["none", "ddp", "shard_grad_op", "full_shard"] = "ddp"  # alone, `ddp` is `none`
     backend: Literal["auto", "nccl", "hccl", "gloo"] = "auto"
     negatives: Literal["all", "own"] = "all"  # whose pairs the matching loss draws its wrong ones from
 

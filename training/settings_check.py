@@ -6,9 +6,9 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Literal
 
-from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig
+from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig, Config
 from models.errors import Misuse
-from models.presets import preset
+from models.presets import PRESETS, preset
 from training.schedule import WITH_DECAY, WITHOUT_START, WITHOUT_WARMUP, Schedule
 
 if TYPE_CHECKING:  # training.settings imports this file: what is made is checked
@@ -47,6 +47,7 @@ def check(settings: Settings) -> None:
     """Raises Misuse with the key, what was found and what was expected."""
     _check_model(settings)
     _check_data(settings.data, settings.run.batchsize)
+    _check_texts(settings)
     _check_optimizer(settings.optimizer, settings.schedule)
     _check_run(settings)
 
@@ -78,9 +79,10 @@ def _check_model(settings: Settings) -> None:
     given = [key for key in ("name", "config") if getattr(model, key) is not None]
     if len(given) != 1:
         raise Misuse(f"model has {' and '.join(given) or 'neither name nor config'}; expected one of name and config, the sizes.")
-    if model.name is not None and not isinstance(sizes := preset(model.name), MODELS[task]):
-        wanted = " or ".join(kind.__name__ for kind in MODELS[task])
-        raise Misuse(f"model.name is {model.name}, a {type(sizes).__name__}; expected a {wanted}, which is what {task} trains.")
+    sizes = None if model.name is None else preset(model.name)  # those of model.config are read when a training begins
+    if sizes is not None and not isinstance(sizes, MODELS[task]):
+        fitting = ", ".join(name for name, config in PRESETS.items() if isinstance(config, MODELS[task]))
+        raise Misuse(f"model.name is {model.name}, which {task} does not train; expected one of {fitting}.")
     if model.freeze_vit and model.checkpoint is None and model.vit_checkpoint is None:
         raise Misuse(
             "model.freeze_vit is true, but nothing gives the image encoder its weights; expected model.checkpoint, "
@@ -106,6 +108,28 @@ def _check_model(settings: Settings) -> None:
         _least("model.momentum.queue", model.momentum.queue, 1)
         _share("model.momentum.alpha", model.momentum.alpha)
         _expect(0 <= model.momentum.ramp_epochs < math.inf, "model.momentum.ramp_epochs", model.momentum.ramp_epochs, "0 or more")
+    if model.prompt or model.trailing_newline:
+        key = "model.prompt" if model.prompt else "model.trailing_newline"
+        _expect(task in ("stage2", "caption"), "task", task, f"stage2 or caption, with {key}")
+    if sizes is not None:
+        check_parts(settings, sizes)
+
+
+OF_STAGE2 = ("lora", "freeze_qformer", "llm_checkpoint")  # what other models than those of BLIP-2's second stage would leave out
+
+
+def check_parts(settings: Settings, sizes: Config) -> None:
+    """What is asked of parts that a model of these sizes does not have would be left out in silence."""
+    model = settings.model
+    key, named = ("model.config", model.config) if model.config else ("model.name", model.name)
+    for part in OF_STAGE2:
+        fits = not getattr(model, part) or isinstance(sizes, Blip2LlmConfig)
+        _expect(fits, key, named, f"a model of BLIP-2's second stage, with model.{part}")
+    follows = model.momentum is None or isinstance(sizes, BlipConfig)
+    _expect(follows, key, named, "a model of BLIP, with model.momentum")
+    patch = sizes.vision.patch
+    whole = model.image_size is None or model.image_size % patch == 0
+    _expect(whole, "model.image_size", model.image_size, f"a multiple of {patch}, the side of a patch")
 
 
 def _check_data(data: Data, batchsize: int) -> None:
@@ -126,6 +150,15 @@ def _check_data(data: Data, batchsize: int) -> None:
     _least("data.max_length", data.max_length, 3)  # [CLS], a token and [SEP]
     _expect(batchsize % data.together == 0, "run.batchsize", batchsize, f"a multiple of data.together, {data.together}")
     _expect(data.easy > 0 or data.easy_steps == 0, "data.easy", data.easy, "the number of easy pictures, with data.easy_steps")
+
+
+def _check_texts(settings: Settings) -> None:
+    """Questions would be learned as captions, and captions have no answers."""
+    asked = settings.task == "vqa"
+    wanted = "vqa, questions with answers" if asked else "karpathy, flickr8k or shards, captions"
+    for number, source in enumerate(settings.data.train):
+        fits = (source.kind == "vqa") == asked
+        _expect(fits, f"data.train.{number}.kind", source.kind, f"{wanted}, for the task {settings.task}")
 
 
 NEEDED = {  # of each kind of source
@@ -174,7 +207,8 @@ def _check_optimizer(optimizer: Optimizer, schedule: Schedule) -> None:
 def _check_run(settings: Settings) -> None:
     run, model, data = settings.run, settings.model, settings.data
     if (run.epochs is None) == (run.steps is None):
-        raise Misuse(f"run.epochs is {run.epochs or 'null'} and run.steps is {run.steps or 'null'}; expected one of them.")
+        found = f"run.epochs is {run.epochs or 'null'} and run.steps is {run.steps or 'null'}"
+        raise Misuse(f"{found}; expected one of them, and null as the other.")
     for key in ("epochs", "steps", "batchsize", "eval_batchsize", "save_every", "keep", "validate_every", "log_every"):
         _least(f"run.{key}", getattr(run, key), 1)
     _least("run.itm_after", run.itm_after, 0)

@@ -62,8 +62,11 @@ def read_settings(given: str | Path | Mapping[str, Any] | Settings, sets: Sequen
     for where, layer in layers:
         typed(Settings, layer, "", where, whole=False)
         values = _joined(values, layer, "", where)
-    where = " with --set ".join([source, *(change for change in sets if isinstance(change, str))])
-    settings: Settings = typed(Settings, values, "", where, whole=True)
+    try:
+        settings: Settings = typed(Settings, values, "", source, whole=True)
+    except Misuse as error:
+        about = [change for change in sets if isinstance(change, str) and change.partition("=")[0].strip() in error.message]
+        raise Misuse(" with --set ".join([source, *about]) + error.message.removeprefix(source)) from error
     return settings
 
 

@@ -30,8 +30,22 @@ OF_OTHERS = {
     **dict.fromkeys(("amp", "compute_dtype"), "run.precision"),
     **dict.fromkeys(("use_grad_checkpoint", "vit_grad_ckpt"), "run.checkpointing"),
     **dict.fromkeys(("output_dir", "output"), "run.out"),
+    **dict.fromkeys(("max_iters", "max_steps"), "run.steps"),
+    **dict.fromkeys(("log_freq", "logging_steps"), "run.log_every"),
+    **dict.fromkeys(("max_len", "max_new_tokens"), "run.generation.max_length"),
     "model_type": "model.name",
     "max_txt_len": "data.max_length",
+    "max_grad_norm": "optimizer.clip",
+    "save_steps": "run.save_every",
+    "save_total_limit": "run.keep",
+    "min_len": "run.generation.min_length",
+}
+# What they call our values, where nothing here looks like it, or the wrong one.
+VALUES_OF_OTHERS = {
+    "gpu": "cuda",
+    "fsdp": "full_shard",
+    "linear_warmup_cosine_lr": "lavis",
+    "linear_warmup_step_lr": "lavis-step",
 }
 
 
@@ -51,7 +65,8 @@ def typed(hint: Any, value: Any, key: str, where: str, whole: bool) -> Any:
         return _list(args, value, key, where, whole)
     if origin is Literal:
         if value not in args:
-            near = difflib.get_close_matches(str(value), args, n=1)
+            theirs = VALUES_OF_OTHERS.get(str(value))
+            near = [theirs] if theirs in args else difflib.get_close_matches(str(value), args, n=1)
             raise _wrong(key, value, f"one of {', '.join(args)}{f' (did you mean {near[0]}?)' if near else ''}", where)
         return value
     return SCALARS[hint](value, key, where)
@@ -62,6 +77,9 @@ def _part(kind: Any, value: Any, key: str, where: str, whole: bool) -> Any:
         raise _wrong(key, value, f"keys with values: {', '.join(_names(kind))}", where)
     for name in value:
         if name not in _names(kind):
+            if dotted(key, name) in keys(Settings):  # "run.epochs" as one key
+                outer, _, inner = name.rpartition(".")
+                raise Misuse(f"{where}: {name} is one key; expected {outer} with {inner} below it. Points are for --set.")
             raise Misuse(
                 f"{where}: there is no key {dotted(key, name)}. Did you mean {_nearest(kind, key, str(name))}? "
                 f"Known {f'in {key}' if key else 'here'}: {', '.join(_names(kind))}."
@@ -86,6 +104,7 @@ def _list(args: tuple[Any, ...], value: Any, key: str, where: str, whole: bool) 
             typed(args[0], part, dotted(key, number), where, whole)
         return None
     wanted = "a list" if args[1] is ... else f"a list of {len(args)}"
+    wanted += f" ({key}.0 is its first item)" if isinstance(value, dict) else ""
     if not isinstance(value, list) or (args[1] is not ... and len(value) != len(args)):
         raise _wrong(key, value, wanted, where)
     # An item of a list that the file gives is new: nothing is joined with it.
@@ -172,7 +191,10 @@ def _text(value: Any, key: str, where: str) -> str:
 def _path(value: Any, key: str, where: str) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise _wrong(key, value, "a path (in quotes, if YAML takes it for something else)", where)
-    return Path(value)
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise _wrong(key, value, "a path; there is no such user", where) from error
 
 
 SCALARS: dict[Any, Any] = {bool: _flag, int: _whole, float: _number, str: _text, Path: _path}

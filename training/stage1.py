@@ -12,9 +12,8 @@ from models.blip2 import Blip2Stage1
 from preprocess.text import CaptionTokenizer
 from training import losses
 from training.data import led_by
-from training.features import image_feat
 from training.gather import gathered, own_rows, processes
-from training.step import Batch, Step
+from training.step import Batch, Step, image_feat
 
 SMOOTHING = 0.1  # share of the contrastive target that goes to all alike
 
@@ -33,9 +32,9 @@ def losses_of(model: Blip2Stage1, tokenizer: CaptionTokenizer, batch: Batch, gen
     to_text = best_query(image_embed, gathered(text_embed)) / model.temp  # (B, N)
     to_image = to_text.t() if processes() == 1 else best_query(gathered(image_embed), text_embed).t() / model.temp  # (B, N)
     same = batch.pictures[:, None] == gathered(batch.pictures)[None]  # (B, N)
-    itm = torch.zeros(())
+    itm = torch.zeros((), device=same.device)
     if matching:
-        own = torch.arange(same.shape[1])[own_rows(len(same))]  # (B,) numbers among the N
+        own = torch.arange(same.shape[1], device=same.device)[own_rows(len(same))]  # (B,) numbers among the N
         wrong_image, wrong_text = (losses.hard_negatives(sims, same, generator) for sims in (to_image, to_text))
         wrong_image, wrong_text = (torch.where(wrong < 0, own, wrong) for wrong in (wrong_image, wrong_text))
         itm = losses.itm(model, led_by(batch.ids, tokenizer.encode_id), batch.mask, feat, kv, wrong_image, wrong_text)
@@ -47,8 +46,3 @@ def losses_of(model: Blip2Stage1, tokenizer: CaptionTokenizer, batch: Batch, gen
 def best_query(image_embed: Tensor, text_embed: Tensor) -> Tensor:
     """Pictures (I, Q, E) and captions (J, E) to similarities (I, J): that of the query which fits the caption best."""
     return torch.einsum("iqe,je->ijq", image_embed, text_embed).amax(dim=2)
-
-
-def freeze_image_encoder(model: Blip2Stage1) -> None:
-    """Leave the image encoder as it is; the norm behind it, `ln_vision`, is trained (LAVIS Blip2Base)."""
-    model.visual_encoder.requires_grad_(False)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from models.blip2_llm import Blip2Llm
 from models.caches import Before, Bias, bias_after
 from models.t5 import T5
-from training.features import image_feat
 from training.losses import IGNORED, next_word
+from training.step import image_feat
 
 START_OF_T5 = 0  # decoder_start_token_id of google/flan-t5-*: the padding
 
@@ -70,10 +70,3 @@ def answered_loss(model: Blip2Llm, batch: Answered) -> Tensor:
     places = torch.arange(said.shape[2], device=said.device).expand_as(said)
     states, _ = t5.states(said, places, torch.ones_like(said), none, said[:, :, :0], cross, seen)  # (B, A, D)
     return next_word(t5.logits(states), batch.answer.masked_fill(batch.answer_mask == 0, IGNORED))
-
-
-def freeze(model: Blip2Llm, image_encoder: bool) -> None:
-    """The language model stays as it is, and `image_encoder` too when asked; queries, Q-Former, projection and the norm behind
-    the image encoder are trained."""
-    model.llm_model.requires_grad_(False)
-    model.visual_encoder.requires_grad_(not image_encoder)

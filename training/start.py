@@ -23,7 +23,7 @@ from training.initial import initialise
 from training.lora import add_lora
 from training.pretrain import BlipFinetune
 from training.settings import Model, Settings
-from training.settings_check import MODELS
+from training.settings_check import MODELS, check_parts
 
 
 def sizes_of(settings: Settings) -> Config:
@@ -36,6 +36,7 @@ def sizes_of(settings: Settings) -> Config:
             f"model {model.config or model.name} has the sizes of {type(config).__name__.removesuffix('Config')}, "
             f"but task {settings.task} trains {wanted}."
         )
+    check_parts(settings, config)
     if model.image_size:
         config = replace(config, vision=replace(config.vision, image_size=model.image_size))
     return config
@@ -52,21 +53,28 @@ def started(settings: Settings, config: Config) -> tuple[nn.Module, list[str]]:
         model, said = _stage1(asked, config, settings.run.seed)
     else:
         model, said = _generator(asked, config, settings.run.seed)
-    model.requires_grad_(True)
-    model.visual_encoder.requires_grad_(not asked.freeze_vit)
-    if isinstance(model, Blip2Llm):
-        model.llm_model.requires_grad_(False)
-        if asked.freeze_qformer:
-            model.Qformer.requires_grad_(False)
-            model.query_tokens.requires_grad_(False)
-        if asked.lora:
-            add_lora(model.llm_model, asked.lora.rank, asked.lora.alpha, asked.lora.dropout)
+    freeze(model, asked)
+    if isinstance(model, Blip2Llm) and asked.lora:
+        add_lora(model.llm_model, asked.lora.rank, asked.lora.alpha, asked.lora.dropout)
     add_dropout(model, asked.dropout)
     add_drop_path(model.visual_encoder, asked.drop_path)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float().clone()  # weights from a file are mapped, and read alone
     return model, said
+
+
+def freeze(model: BlipPretrain | BlipFinetune | Blip2Stage1 | Generator, asked: Model) -> None:
+    """All learns but the language model, and, where asked, image encoder and Q-Former. The norm behind BLIP-2's image encoder,
+    `ln_vision`, learns with the Q-Former (LAVIS Blip2Base)."""
+    model.requires_grad_(True)
+    model.visual_encoder.requires_grad_(not asked.freeze_vit)
+    if isinstance(model, Blip2Llm):
+        model.llm_model.requires_grad_(False)
+        for part in (model.Qformer, model.query_tokens, model.ln_vision):
+            part.requires_grad_(not asked.freeze_qformer)
+        # LoRA then is all that learns, as in PaddleMIX (paddlemix/tools/supervised_finetune.py)
+        model.llm_proj.requires_grad_(not (asked.freeze_qformer and asked.lora))
 
 
 def _blip(asked: Model, config: BlipConfig, settings: Settings) -> tuple[BlipPretrain | BlipFinetune, list[str]]:

@@ -1,4 +1,4 @@
-"""What one step of training is given and what it gives: a batch of captioned pictures, and its three losses."""
+"""What one step of training is given and what it gives: a batch of pictures, or what is kept of them, and the losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.blip import BlipPretrain
 from models.blip2 import Blip2Stage1
+from models.blip2_llm import Blip2Llm
 
 Trainable = BlipPretrain | Blip2Stage1
 
@@ -33,3 +34,11 @@ class Step:
     @property
     def total(self) -> Tensor:
         return self.itc + self.itm + self.lm
+
+
+def image_feat(model: Blip2Stage1 | Blip2Llm, image: Tensor) -> Tensor:
+    """Pictures (B, 3, S, S), or what is kept of them (B, T, D), to the features that the Q-Former looks at (B, T, D)."""
+    if image.dim() == 4:
+        return model.image_feat(image)
+    feat: Tensor = model.ln_vision(image)
+    return feat

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval
-from models.config import GenerationConfig
+from models.config import BlipCaptionConfig, GenerationConfig
 from models.errors import Misuse, UserError
 from models.layouts import ENCODER
 from models.llm_checkpoint import LLM
@@ -29,7 +29,9 @@ from training.loader import tokenised
 from training.parallel import DDP, joined
 from training.recall import similarities
 from training.settings import Settings
+from training.settings_check import MODELS
 from training.settings_file import read_settings
+from training.state import MODEL
 from training.task import Task, task_of
 from training.validate import Metrics, measure_of
 from training.whole import tensors_of
@@ -40,23 +42,30 @@ class Trainer:
     """One training: what it is told, what it comes to, and what its model is good for."""
 
     def __init__(
-        self, task: str, model: str | None = None, args: Settings | Mapping[str, Any] | str | Path | None = None, **changes: Any
+        self,
+        task: str,
+        model: str | Mapping[str, Any] | None = None,
+        args: Settings | Mapping[str, Any] | str | Path | None = None,
+        **changes: Any,
     ) -> None:
         """
         Args:
             task: pretrain, stage1, stage2, caption, retrieval or vqa.
-            model: name of a preset of sizes, in place of what `args` say.
+            model: name of a preset of sizes, in place of what `args` say; or settings of the model, `{"lora": {"rank": 16}}`.
             args: a settings file, the name of a preset, the keys of such a file as a mapping, or `Settings`.
             changes: single settings, `run={"out": "build/mine", "epochs": 2}`.
 
         Raises Misuse as `read_settings`, and when `args` are of another task.
         """
-        named = {} if model is None else {"model": {"name": model, "config": None}}
+        if task not in MODELS:
+            raise Misuse(f"task is {task!r}; expected one of {', '.join(MODELS)}.")
+        named = {} if model is None else {"model": {"name": model, "config": None} if isinstance(model, str) else model}
         settings = read_settings({"task": task} if args is None else args, [named, changes])
         if settings.task != task:
             raise Misuse(f"args are of the task {settings.task}; expected {task}.")
         self.settings = settings
-        self._task: Task | None = None  # with weights to measure and to ask
+        self._task: Task | None = None  # with weights to measure and to ask ...
+        self._filled: Path | None = None  # ... from this file; None: those that a training would start from
 
     def train(self, resume: bool = False, max_steps: int | None = None) -> Fitted:
         """As `blip-train TASK`: states, log and, at the end, the weights in `run.out`. Raises as `training.fit.fit`."""
@@ -64,8 +73,8 @@ class Trainer:
         return fit(self.settings, resume, max_steps)
 
     def evaluate(self, weights: str | Path | None = None) -> Metrics:
-        """What data.validation says of the weights that the training ended with, of others, or of those that it would start
-        from. Raises Misuse when there is no data.validation."""
+        """What data.validation says of the weights that the training ended with, of others (a file, or the folder of a state),
+        or of those that it would start from. Raises Misuse when there is no data.validation."""
         with joined(device_of(self.settings), DDP, self.settings.parallel.backend) as place:
             task = self._ready(weights, place.device)
             measure = measure_of(self.settings, task.config, task.words, task.model, place.device)
@@ -74,12 +83,15 @@ class Trainer:
             return measure(task.model)
 
     def predict(
-        self, images: Sequence[str | Path], texts: Sequence[str] | None = None, weights: str | Path | None = None
+        self,
+        images: str | Path | Sequence[str | Path],
+        texts: str | Sequence[str] | None = None,
+        weights: str | Path | None = None,
     ) -> list[str] | np.ndarray:
         """What the model says of pictures.
 
         Args:
-            images: N files.
+            images: N files; one may stand by itself.
             texts: the question of each, where the model answers; M captions, where it finds pictures and captions.
 
         Returns the caption or answer of each picture; of a model that finds, how alike each picture and each caption are,
@@ -87,12 +99,15 @@ class Trainer:
         missing, too many or too few.
         """
         with joined(device_of(self.settings), DDP, self.settings.parallel.backend) as place:
-            task, files = self._ready(weights, place.device), [Path(image) for image in images]
+            task, texts = self._ready(weights, place.device), [texts] if isinstance(texts, str) else texts
+            files = [Path(image) for image in ([images] if isinstance(images, str | Path) else images)]
             model, config = task.model, task.config
             if not isinstance(config, GenerationConfig):
                 if texts is None:
                     raise Misuse(f"task {self.settings.task} compares pictures with captions; give predict both.")
                 return self._alike(task, files, texts, place.device)
+            if isinstance(config, BlipCaptionConfig) and texts is not None:
+                raise Misuse("BLIP's captioner describes pictures and answers no questions; leave texts out.")
             questions = self.settings.task == "vqa" or texts is not None
             if questions and (texts is None or len(texts) != len(files)):
                 raise Misuse(f"There are {len(files)} pictures and {len(texts or ())} questions; expected one for each picture.")
@@ -102,18 +117,22 @@ class Trainer:
 
     def _ready(self, weights: str | Path | None, device: torch.device) -> Task:
         """The model with these weights, read once. LoRA is merged in them."""
-        if self._task is None or weights is not None:
-            own = self.settings.run.out / WEIGHTS
-            path = Path(weights) if weights is not None else own if own.is_file() else None
+        own = self.settings.run.out / WEIGHTS
+        path = Path(weights) if weights is not None else own if own.is_file() else None
+        if self._task is None or path != self._filled:
+            self._task = None
             plain = replace(self.settings.model, lora=None, momentum=None)
-            self._task = task_of(replace(self.settings, model=plain))
+            task = task_of(replace(self.settings, model=plain))
             if path:
-                _fill(self._task, path)
+                _fill(task, path / MODEL if path.is_dir() else path)
+            self._task, self._filled = task, path
         self._task.model.to(device).eval().requires_grad_(False)
         return self._task
 
     @torch.inference_mode()
     def _alike(self, task: Task, files: Sequence[Path], texts: Sequence[str], device: torch.device) -> np.ndarray:
+        if not files or not texts:
+            return np.zeros((len(files), len(texts)), np.float32)
         model, config, words = task.model, task.config, task.words
         assert isinstance(model, BlipRetrieval | Blip2Retrieval)
         assert words

@@ -72,7 +72,7 @@ def _recall(settings: Settings, source: Source, config: Config, words: CaptionTo
 
     def measure(model: nn.Module) -> Metrics:
         assert isinstance(model, BlipRetrieval | Blip2Retrieval)
-        found = recall(model, data, words.encode_id)
+        found = recall(model, data, words.encode_id, settings.run.eval_batchsize)
         txt, img = (float(np.mean([found[name] for name in RECALLS if name.startswith(way)])) for way in ("txt", "img"))
         return {**found, "txt_r_mean": txt, "img_r_mean": img, "r_mean": (txt + img) / 2}
 

@@ -59,11 +59,18 @@ class Watch:
         self._whole: tuple[float, int] | None = None  # when, and how many samples, at the end of the skipped steps
         self._samples, self._steps_here = 0, 0
         self._speed: float | None = None
+        self._by = settings.best  # name of the figure ...
+        self._best: tuple[float, int] | None = None  # ... the best so far, and after which step it was
         if not self._writes:
             return
         out.mkdir(parents=True, exist_ok=True)
         head = {"step": resumed, "command": manifest.command(), "processes": processes(), "versions": manifest.versions()}
-        lines = [*_kept(out / LOG, resumed), json.dumps(head)] if resumed else [json.dumps(head)]
+        earlier = _kept(out / LOG, resumed) if resumed else []
+        for row in earlier:
+            self._is_best(row["step"], row.get("metrics", {}))
+        if resumed:
+            click.echo(f"going on after step {resumed:,}")
+        lines = [json.dumps(row) for row in (*earlier, head)]
         manifest.write_text(out / LOG, "".join(line + "\n" for line in lines))
         self._log = (out / LOG).open("a", encoding="utf-8")
         self._board = _tensorboard(out, resumed, tensorboard)
@@ -101,7 +108,9 @@ class Watch:
         """The model was measured after `step` steps. The time that it took does not count as training."""
         if self._writes:
             self._write({"step": step, "metrics": dict(metrics)})
-            self._say(f"step {step:,}/{self._total:,}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            best = f"  (best {self._by} so far)" if self._is_best(step, metrics) else ""
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self._say(f"step {step:,}/{self._total:,}  {figures}{best}")
             self._scalars(step, {f"metric/{name}": value for name, value in metrics.items()})
 
     def pause(self, seconds: float) -> None:
@@ -124,11 +133,21 @@ class Watch:
         self._bar.close()
         if self._samples:
             click.echo(f"{self._step:,} of {self._total:,} steps done  {_speeds(self.samples_per_second)}")
+        if self._best:
+            click.echo(f"best {self._by} {self._best[0]:.4g}, after step {self._best[1]:,}")
         self._log.close()
         if self._board is not None:
             self._board.close()
         if draw(_rows(self._out / LOG), self._out / CURVES):
             click.echo(f"Log in {self._out / LOG}, curves in {self._out / CURVES}.")
+
+    def _is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether the best state is that of this step, as training/fit.py chooses it."""
+        value = metrics.get(self._by)
+        found = value is not None and (self._best is None or value > self._best[0])
+        if found and value is not None:
+            self._best = (value, step)
+        return found
 
     def _line(self, lr: float) -> None:
         now, new = time.monotonic(), self._new
@@ -194,9 +213,9 @@ def _rows(log: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _kept(log: Path, resumed: int) -> list[str]:
-    """The lines of an earlier log up to the step from which a training goes on."""
-    return [json.dumps(row) for row in _rows(log) if row["step"] <= resumed] if log.is_file() else []
+def _kept(log: Path, resumed: int) -> list[dict[str, Any]]:
+    """The rows of an earlier log up to the step from which a training goes on."""
+    return [row for row in _rows(log) if row["step"] <= resumed] if log.is_file() else []
 
 
 def _tensorboard(out: Path, resumed: int, asked: bool | None) -> Any:

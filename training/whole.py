@@ -19,7 +19,7 @@ from training.gather import processes, rank
 
 T = TypeVar("T")
 Moments = dict[str, dict[str, Tensor]]  # of AdamW, by the name of the weight
-STEP = "step"  # the one that is a number, on the CPU
+STEP = "step"  # the one that is a number; AdamW when it is fused wants it on the device of the weight
 
 
 def tensors_of(module: nn.Module, trainable_only: bool = False) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def spread_moments(moments: Moments, model: nn.Module, optimizer: torch.optim.Ad
         step, names = numbers[name]
         kinds = {kind: torch.zeros_like(parameter.detach()) for kind in names if kind != STEP}
         spread(moments.get(name, {}), kinds)
-        optimizer.state[parameter] = {STEP: torch.tensor(step), **kinds}
+        optimizer.state[parameter] = {STEP: torch.tensor(step, device=parameter.device), **kinds}
 
 
 def by_the_first(work: Callable[[], T]) -> T:
