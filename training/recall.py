@@ -6,8 +6,6 @@ N pictures, M captions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -84,16 +82,3 @@ def ranks(to_text: np.ndarray, to_image: np.ndarray, image_of_text: np.ndarray) 
         "img": np.take_along_axis(right, np.argsort(to_image, axis=0, kind="stable")[::-1], axis=0).argmax(0),  # (M,)
     }
     return {f"{name}_r{k}": float(100 * (place < k).mean()) for name, place in found.items() for k in (1, 5, 10)}
-
-
-@dataclass(frozen=True)
-class Chance:
-    """What guessing finds, percent."""
-
-    txt_r1: float
-    img_r1: float
-
-
-def chance(data: CaptionedPictures) -> Chance:
-    """Recall at 1 that a random order of `data` is expected to reach."""
-    return Chance(100 * float(np.diff(data.first).mean()) / len(data.ids), 100 / len(data))
