@@ -48,7 +48,6 @@ OLDER = {
     "post": "report",
     "post top1": "label-report",
     "train": "model/model.safetensors",
-    "train stage1": "model/model.safetensors",
 }
 LONGEST = 900  # characters of a message: what is wrong must not drown in it
 
@@ -75,7 +74,6 @@ class Work:
         weights = model / "model.safetensors"
         prepared = ("--graphs", self["graphs"], "--out", self.out, "--workers", 1)
         engine = ("--graphs", self["graphs"], "--out", self.out, "--threads", 1)
-        brief = ("--out", self.out, "--workers", 1, "--steps", 1, "--batchsize", 2, "--together", 1)
         steps: dict[str, tuple[object, ...]] = {
             "pre": ("retrieval", *pictures, *prepared),
             "pre classify": ("classify", "--images", self["classes"], *prepared),
@@ -88,8 +86,7 @@ class Work:
             "post": ("--recall", "--outputs", self["outputs"], "--data", self["data"], "--out", self.out),
             "post top1": ("--top1", "--outputs", self["label-outputs"], "--data", self["label-data"], "--out", self.out),
             "bench": ("--graphs", self["graphs"], "--record", self.out, "--loops", 1, "--warmup", 0, "--threads", 1),
-            "train": ("pretrain", *sizes, *pictures, *brief),
-            "train stage1": ("stage1", *sizes, *pictures, *brief),
+            "train": ("pretrain", "--config", "demo-pretrain"),
             "train probe": (
                 *("probe", *sizes, "--checkpoint", self["whole.pth"]),
                 *("--image", self["images"] / "0.png", "--text", "word1 word2"),

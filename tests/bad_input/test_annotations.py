@@ -60,7 +60,6 @@ CASES = [
     Case("half a character", "pre", (*ENTRY, "lone surrogate"), _caption("word1 \ud83d")),
     Case("split that is not there", "pre", ("'test'", "val (1)", "--split"), _holding(KARPATHY)),
     Case("picture without sentences", "pre", ("entry 0", "no sentences"), _holding(SILENT)),
-    Case("empty list in training", "train", ("annotations.json is an empty list",), _holding("[]")),
 ]
 
 

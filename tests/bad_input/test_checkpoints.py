@@ -114,7 +114,6 @@ CASES = [
     Case("BLIP-2 without an image encoder for BLIP", "export", ("no visual_encoder",), saved(without_encoder(OF_BLIP2))),
     Case("an image encoder for BLIP", "export", ("--vit-checkpoint is for BLIP-2",), options("--vit-checkpoint", "eva.pth"), 2),
     Case("a Q-Former for BLIP", "export", ("unknown field 'text'",), _sizes(lambda c: c.update(qformer=[]))),
-    Case("wrong vocabulary in training", "train", ("vocab.txt", "60"), _vocabulary(BERT)),
 ]
 
 

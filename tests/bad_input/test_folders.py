@@ -119,7 +119,6 @@ OUT = [
         ("--out a link to itself", ("link that leads back to itself",), _around, 2),
     )
 ] + [
-    Case("--out a folder in train", "train", ("is a folder",), given("--out", "images"), 2),
     Case("--record a file in bench", "bench", ("annotations.json",), given("--record", "annotations.json"), 2),
 ]
 

@@ -16,7 +16,7 @@ CASES = [
     *(_misuse(f"unknown option of {step}", step, ("--colour",), "--colour", "red") for step in COMMANDS),
     *(
         _misuse(f"option without a value of {step}", step, ("--out",), "--out")
-        for step in ("pre", "export", "convert", "run", "post", "train")
+        for step in ("pre", "export", "convert", "run", "post")
     ),
     _misuse("left-over word", "post", ("unexpected extra argument (build)",), "build"),
     _misuse("batch size 0", "run", ("--batchsize", "0"), "--batchsize", 0),
@@ -24,7 +24,6 @@ CASES = [
     _misuse("batch size many", "run", ("--batchsize", "many"), "--batchsize", "many"),
     _misuse("batch size 0 of the export", "export", ("--batchsize", "0"), "--target", "atc", "--batchsize", 0),
     _misuse("batch size 0 of the bench", "bench", ("--batchsize", "0"), "--batchsize", 0),
-    _misuse("batch size 0 of the training", "train", ("--batchsize", "0"), "--batchsize", 0),
     _misuse("batch size 0 of the matching", "run", ("--itm-batchsize", "0"), "--itm-batchsize", 0),
     _misuse("k_test 0", "run", ("--k-test", "0"), "--k-test", 0),
     _misuse("k_test a fraction", "run", ("--k-test", "2.5"), "--k-test", 2.5),
@@ -52,8 +51,6 @@ CASES = [
     _misuse("captions without a comparison", "bench", ("--captions", "--compare"), "--captions", "x.json"),
     _misuse("comparison without weights", "bench", ("--checkpoint",), "--compare", "transformers"),
     _misuse("captions longer than the positions", "bench", ("--length 99", "36"), "--length", 99),
-    _misuse("no step of training", "train", ("--steps", "0"), "--steps", 0),
-    _misuse("learning rate 0", "train", ("--lr", "0"), "--lr", 0),
     Case("provider absent", "run", ("CUDAExecutionProvider", "--provider cpu"), options("--provider", "cuda")),
     Case("provider absent for the bench", "bench", ("CANNExecutionProvider", "--provider cpu"), options("--provider", "cann")),
 ]
@@ -66,7 +63,6 @@ BARE = [
     ("convert", (), "--from"),
     ("convert", ("--from", "x", "--to", "hf"), "--out"),
     ("convert", ("--from", "x", "--to", "hf", "--out", "y", "--model", "blip2-dmo"), "'blip2-demo'"),
-    ("train", ("pretrain", "--model", "blip-dmo", "--annotations", "x", "--images", "x"), "'blip-demo'"),
     ("pre", ("retrieval",), "--annotations"),
     ("pre", ("caption",), "--images"),
     ("pre", ("classify",), "--images FOLDER"),
@@ -74,11 +70,6 @@ BARE = [
     ("run", ("captions",), "'caption'"),
     ("run", ("classification",), "'classify'"),
     ("train", ("finetune",), "'finetune'"),
-    ("train", ("pretrain",), "--annotations"),
-    ("train", ("pretrain", "--model", "blip2-demo", "--annotations", "x", "--images", "x"), "sizes of BLIP-2"),
-    ("train", ("stage1",), "--annotations"),
-    ("train", ("stage1", "--model", "blip-demo", "--annotations", "x", "--images", "x"), "sizes of BLIP,"),
-    ("train", ("stage1", "--model", "blip2-stage1-vit-l", "--annotations", "x", "--images", "x"), "--vit-checkpoint"),
     ("train", ("stage3",), "'stage2'"),
     ("train", ("probe",), "--image"),
     ("train", ("probe", "--image", "x"), "--text"),

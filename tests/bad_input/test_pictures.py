@@ -79,7 +79,6 @@ CASES = [
     Case("no picture folder", "pre", ("no folder", "nowhere", "--images"), options("--images", "nowhere")),
     Case("file as picture folder", "pre", ("no folder", "--images"), lambda work: ("--images", work["annotations.json"])),
     Case("another picture folder", "pre", ("None of the 4", "--images"), lambda work: ("--images", work["graphs"])),
-    Case("broken picture in training", "train", ("bad.jpg",), _holding("bad.jpg", JPEG[: len(JPEG) // 2])),
 ]
 
 
