@@ -19,7 +19,7 @@ from preprocess.questioned import read_questioned
 from preprocess.retrieval import Written, write_retrieval
 from preprocess.tensors import LAYOUTS, PACKED
 from preprocess.vqa import WrittenQuestions, write_vqa
-from preprocess.workers import usable_cpus
+from preprocess.workers import workers_of
 
 FOLDER = click.Path(path_type=Path)
 
@@ -38,7 +38,7 @@ INTERPOLATION = click.option(
 WORKERS = click.option(
     "--workers",
     type=click.IntRange(1, 256),
-    default=lambda: min(usable_cpus(), 16),
+    default=lambda: workers_of(None),
     show_default="one per CPU, at most 16",
     help="Processes.",
 )

@@ -20,6 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 FEW = 32  # items; starting processes takes longer than so many pictures
 AHEAD = 4  # items in flight per worker
+MOST = 16  # workers, when no number of them is asked for
 
 
 def in_order(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[R, None, None]:
@@ -54,6 +55,11 @@ def in_order(work: Callable[[T], R], items: Sequence[T], workers: int) -> Genera
 def usable_cpus() -> int:
     """CPUs this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def workers_of(asked: int | None) -> int:
+    """As many processes as are asked for; without a number one per CPU, at most MOST."""
+    return min(usable_cpus(), MOST) if asked is None else asked
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:

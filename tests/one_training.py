@@ -55,15 +55,14 @@ def begin(mode: str = NONE, place: Place | None = None) -> Tiny:
     wrapped = shared(learner, mode, place or Place(0, 1, torch.device("cpu")))
     optimizer = make_optimizer(learner.model, SETTINGS.optimizer)
     scaler = make_scaler(SETTINGS.run, torch.device("cpu"))
-    generators = {"negatives": torch.Generator().manual_seed(5)}
-    return Tiny(learner.model, optimizer, scaler, generators=generators, learner=wrapped)
+    return Tiny(learner.model, optimizer, scaler, learner=wrapped)
 
 
 def go_on(parts: Tiny, progress: Progress, steps: int, rows: slice = slice(0, 4)) -> Progress:
     """So many steps more."""
     batch = batch_of(rows, TINY2.text.vocab)
     for _ in range(steps):
-        noise = torch.randn(batch.image.shape) + torch.randn(batch.image.shape, generator=parts.generators["negatives"])
+        noise = torch.randn(batch.image.shape)
         total, _losses = parts.learner(replace(batch, image=batch.image + 0.1 * noise))
         total.backward()
         set_learning_rate(parts.optimizer, 1e-3 * (progress.step + 1))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from models import manifest
 from models.blip import BlipPretrain
 from models.checkpoint import load_generator
 from models.config import Blip2Config, Blip2LlmConfig, BlipConfig
-from models.errors import UserError
+from models.errors import Misuse, UserError
 from tests import chain
 from tests.generators import speaking
 from tests.killed_training import newest
@@ -39,8 +41,11 @@ from tests.trainings import (
     written,
 )
 from tests.two_processes import ROOT, train_two
+from training import fit as fitting
 from training import stage2 as stage2_losses
 from training.fit import fit
+from training.order import START
+from training.plan import plan_of
 from training.settings_file import presets, read_settings
 
 
@@ -286,6 +291,34 @@ def test_a_gradient_that_is_no_number(tmp_path: Path, pictures: Path, monkeypatc
     saved = load_file(tmp_path / "out" / newest(tmp_path / "out") / "model.safetensors")
     assert newest(tmp_path / "out") == "step-0000002"
     assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_what_was_learnt_before_a_broken_picture_is_kept(tmp_path: Path, pictures: Path) -> None:
+    """It is the second batch of a step of two: nothing of that step was learnt, and once mended it is learnt whole."""
+    own = shutil.copytree(pictures, tmp_path / "pictures")
+    lora = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.3}}
+    values = stage2(tmp_path, own, model=lora, optimizer={"accumulate": 2}, run={"save_every": 100})
+    once = weights(trained(tmp_path, values, f"run.out={tmp_path / 'once'}"))
+    plan = plan_of(read_settings(written(tmp_path, values)), speaking("opt"), 1)
+    *_, last = islice(plan.batches(0, START, 0, 1), 4)
+    broken = last.draws[0].file
+    assert isinstance(broken, Path)
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:50])
+    with pytest.raises(UserError, match=f"{broken.name}.* What was learnt until step 1 is saved: go on with --resume."):
+        trained(tmp_path, values)
+    broken.write_bytes(whole)
+    assert equal(once, weights(trained(tmp_path, values, resume=True)))
+
+
+def test_other_settings_are_refused_before_features_are_made(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = stage2(tmp_path, pictures, data={"crop_scale": None, "flip": 0.0})
+    trained(tmp_path, values, "run.steps=2")
+    monkeypatch.setattr(fitting, "features_of", None)
+    with pytest.raises(Misuse, match=r"was trained with data.train.0.weight: 1.0, and now it is 2.0"):
+        trained(tmp_path, values, "run.cache_features=true", "data.train.0.weight=2", resume=True)
 
 
 def test_killed_at_any_moment(tmp_path: Path, pictures: Path) -> None:

@@ -119,11 +119,11 @@ def test_weights_are_the_shares_of_answers() -> None:
 
 def test_sources_are_joined(tmp_path: Path) -> None:
     first = source(tmp_path, COCO, name="coco.json")
-    again = source(tmp_path, [COCO[2], *GENOME], name="vg.json", weight=0.5, transform="blip_image_train")
+    again = source(tmp_path, [COCO[2], *GENOME], name="vg.json", weight=0.5)
     found = read_sources([first, again])
     assert len(found) == 6
     assert [part.count for part in found.parts] == [3, 3]
-    assert found.parts[1] == Part(str(again.annotations), 3, 0.5, "blip_image_train")
+    assert found.parts[1] == Part(str(again.annotations), 3, 0.5)
     assert found.picture.tolist() == [0, 0, 1, 1, 2, 3]  # a picture that both name is one
     assert rows(found, tmp_path) == rows(read_source(first), tmp_path) + rows(read_source(again), tmp_path)
     questions = read_source(source(tmp_path, BLIP_VQA, VQA, "vqa.json"))

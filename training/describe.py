@@ -20,9 +20,8 @@ from models.errors import Misuse
 from models.fit import Generator
 from models.llm_config import OptConfig
 from preprocess.images import normalise, read_image
-from preprocess.wordpiece_words import WordpieceWords
-from preprocess.words import Words, load_words
-from preprocess.workers import in_order, usable_cpus
+from preprocess.words import Words
+from preprocess.workers import in_order, workers_of
 from runtime import generation_presets
 from runtime.decoding import Steps
 from runtime.generation_presets import PLACE, settings_for
@@ -32,11 +31,10 @@ from training.decoder import begin, look
 from training.gather import rank
 from training.precision import precisely, widened
 from training.settings import Settings
-from training.task import TOKENIZER
+from training.vocabulary import words_of
 
 CAPTION, VQA = "caption", "vqa"
 OPTIONS = ("run.generation.max_length", "run.generation.min_length")
-MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,8 @@ def speech_of(settings: Settings, config: GenerationConfig, task: str) -> Speech
     asked = {name: value for name, value in asdict(settings.run.generation).items() if value is not None}
     if task == CAPTION or settings.model.prompt.count(PLACE) == 1:
         asked["prompt"] = settings.model.prompt
-    return Speech(settings, config, words_of(settings, config), settings_for(config, task, None, asked))
-
-
-def words_of(settings: Settings, config: GenerationConfig) -> Words:
-    """The vocabulary; prompts are cut as the original cuts them. Raises UserError when it is damaged or another model's."""
-    if not isinstance(config, Blip2LlmConfig):
-        return WordpieceWords.load(settings.model.tokenizer or TOKENIZER, config)
-    path = settings.model.tokenizer or settings.model.llm_checkpoint
-    if path is None:
-        raise Misuse("model.tokenizer is null; expected the tokenizer of the language model, or its folder.")
-    return load_words(path, config.llm.family, config.llm.vocab, config.protocol.max_length)
+    words = words_of(settings, config, config.protocol.max_length)  # prompts are cut as the original cuts them
+    return Speech(settings, config, words, settings_for(config, task, None, asked))
 
 
 def check_room(speech: Speech, prompts: Sequence[str]) -> None:
@@ -107,7 +96,7 @@ def texts_of(model: Generator, speech: Speech, files: Sequence[Path], prompts: S
     asked: dict[Path, list[int]] = {}
     for number, file in enumerate(files):
         asked.setdefault(file, []).append(number)
-    workers = settings.data.workers or min(usable_cpus(), MOST_WORKERS)
+    workers = workers_of(settings.data.workers)
     decode = partial(read_image, size=config.vision.image_size, interpolation=config.protocol.interpolation)
     found: dict[int, str] = {}
     pixels: list[np.ndarray] = []

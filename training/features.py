@@ -32,7 +32,7 @@ from models import manifest
 from models.config import Config
 from models.errors import UserError
 from preprocess.images import normalise, read_image
-from preprocess.workers import in_order, usable_cpus
+from preprocess.workers import in_order, workers_of
 from training.gather import processes
 from training.parallel import Place
 from training.settings import Settings
@@ -192,7 +192,7 @@ def _fill(part: Path, left: np.ndarray, job: _Job) -> None:
     """Compute the rows of the pictures `left`, in batches of the size that training has: rounding depends on it."""
     rows, done = np.load(part / ROWS, mmap_mode="r+"), np.load(part / DONE, mmap_mode="r+")
     size, data, protocol = job.settings.run.batchsize, job.settings.data, job.config.protocol
-    workers = data.workers if data.workers is not None else min(usable_cpus(), 16)
+    workers = workers_of(data.workers)
     work = partial(read_image, size=job.config.vision.image_size, interpolation=protocol.interpolation)
     new: list[int] = []
 

@@ -42,6 +42,7 @@ from training.stop import asked_to_stop
 from training.task import Moment, Task, moved, task_of
 from training.validate import Metrics, measure_of
 from training.watch import Watch
+from training.whole import by_the_first
 from training.written import BEST, write_weights
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
@@ -104,7 +105,7 @@ def refuse_contradictions(settings: Settings) -> None:
 
 
 def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, perf: bool) -> Fitted:
-    newest = None if perf else _newest(settings.run.out, resume)
+    newest = None if perf else _newest(settings, resume)
     torch.manual_seed(settings.run.seed)
     task = task_of(settings)
     plan = plan_of(settings, task.config, place.processes)
@@ -140,11 +141,14 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
     return Fitted(step, write_weights(task.model, task.config, settings))
 
 
-def _newest(out: Path, resume: bool) -> Path | None:
-    """The state to go on from; None at the start."""
+def _newest(settings: Settings, resume: bool) -> Path | None:
+    """The state to go on from; None at the start. What contradicts it is refused here, before hours of features are made."""
+    out = settings.run.out
     newest = state.latest(out)
     if newest and not resume:
         raise Misuse(f"{out} holds a training already ({newest.name}). Go on with --resume, or choose another run.out.")
+    if newest:
+        by_the_first(partial(state.refuse_other_settings, newest, settings))
     return newest
 
 
@@ -175,13 +179,26 @@ def _run(
     step, position = progress.step, progress.position
     loaded = batches(plan, settings, step * each, position, place.rank, place.processes)
     watch = Watch(run.out / PERF if perf else run.out, settings, last, step)
+    saved = step
+
+    def save() -> None:
+        state.save(run.out, parts, Progress(step, position, progress.best, progress.best_step), settings)
+        state.prune(run.out, run.keep, progress.best_step)
+
     with closing(loaded), asked_to_stop(place.device) as asked, closing(watch), widened(task.model):
         while step < last:
             epoch, in_epoch = divmod(step, length.steps_per_epoch)
             lr = learning_rate(settings.schedule, length, epoch, in_epoch)
             set_learning_rate(parts.optimizer, lr)
             found: dict[str, float] = {}
-            for number, batch in enumerate(islice(loaded, each), 1):
+            try:
+                loads = list(islice(loaded, each))  # all of them before the first is learnt, so that a step is whole or not begun
+            except UserError as error:
+                if perf or place.processes > 1 or step == saved:
+                    raise
+                save()
+                raise UserError(f"{error.message} What was learnt until step {step:,} is saved: go on with --resume.") from error
+            for number, batch in enumerate(loads, 1):
                 position = plan.after(step * each + number, batch.position, place.processes)
                 moment = moment_of(settings, plan, step, number)
                 for name, value in _learn(settings, place, task, learner, parts, batch, moment, each, number == each).items():
@@ -208,8 +225,8 @@ def _run(
                 watch.measured(step, metrics)
             stopping = asked()
             if not perf and (stopping or step == last or _due(run.save_every, plan, step) or progress.best_step == step):
-                state.save(run.out, parts, Progress(step, position, progress.best, progress.best_step), settings)
-                state.prune(run.out, run.keep, progress.best_step)
+                save()
+                saved = step
             watch.pause(time.monotonic() - since)
             if stopping:
                 break
@@ -268,5 +285,6 @@ def _refuse_no_number(what: str, step: int, batch: Loaded, found: dict[str, floa
         where = f"epoch {batch.position.epoch}, batch {batch.position.batch}"
         raise UserError(
             f"The {what} is not a number at step {step} ({said}; {where}, whose first text is {batch.texts[0]!r:.80}). "
-            "Go on from the last state with a smaller schedule.lr, or with run.precision fp32."
+            "Begin again with a smaller schedule.lr or with run.precision fp32, from the weights of the last state if you like "
+            "(model.checkpoint, and another run.out)."
         )

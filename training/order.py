@@ -47,7 +47,6 @@ class Order:
     batchsize: int  # B
     seed: int
     together: int = 1  # so many neighbours in a part stay in one batch: near-duplicates are each other's hard negatives
-    drop_last: bool = True  # leave out a last batch that is not full, as training does
 
     def __post_init__(self) -> None:
         if self.batchsize < 1 or self.together < 1:
@@ -76,7 +75,8 @@ class Order:
 
     @property
     def batches_per_epoch(self) -> int:
-        return self.length // self.batchsize if self.drop_last else -(-self.length // self.batchsize)
+        """What is left at the end of an epoch, too little for a batch, is not seen in it."""
+        return self.length // self.batchsize
 
     def draws(self, epoch: int) -> np.ndarray:
         """(length,) int64: the draws of an epoch in order. Draw d is of sample d % N; it is its first when d < N, its second
@@ -107,7 +107,7 @@ class Order:
         while True:
             draws = self.draws(position.epoch)
             for number in range(position.batch, self.batches_per_epoch):
-                whole = draws[number * self.batchsize : (number + 1) * self.batchsize]  # (B,), less at the end of an epoch
+                whole = draws[number * self.batchsize : (number + 1) * self.batchsize]  # (B,)
                 yield Position(position.epoch, number), np.array_split(whole, ranks)[rank]
             position = Position(position.epoch + 1)
 

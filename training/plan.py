@@ -10,7 +10,7 @@ import numpy as np
 
 from models.config import Config
 from models.errors import Misuse
-from preprocess.workers import usable_cpus
+from preprocess.workers import workers_of
 from training import sources
 from training.loader import Loaded, Planned, load, load_features, planned
 from training.order import START, Order, Position
@@ -20,8 +20,6 @@ from training.settings import Source as Asked
 from training.shards import Shards, open_shards, planned_shards
 from training.sources import Part, Samples, read_sources
 from training.transforms import Transform, named
-
-MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def batches(plan: Plan, settings: Settings, done: int, start: Position, rank: in
     """The batches of one process, made ahead by its workers. Close it to end them."""
     if plan.features is not None:
         return load_features(plan.batches(done, start, rank, ranks), plan.features, settings.data.prefetch)
-    workers = settings.data.workers if settings.data.workers is not None else min(usable_cpus(), MOST_WORKERS)
+    workers = workers_of(settings.data.workers)
     return load(plan.batches(done, start, rank, ranks), workers, settings.data.prefetch)
 
 
@@ -130,6 +128,5 @@ def _source(asked: Asked, data: Data) -> sources.Source:
         asked.questions,
         asked.split,
         asked.weight,
-        asked.transform,
         asked.per_picture,
     )

@@ -43,7 +43,6 @@ class Source:
     questions: Path | None = None  # VQA v2's; None where questions and answers are in one file
     split: str = "train"  # chooses from Karpathy's own file and from Flickr8k's
     weight: float = 1.0  # how often each of its samples is seen in an epoch: see training/order.py
-    transform: str | None = None  # what its pictures are put through, where it is not what the others are
     per_picture: bool = False  # a sample is a picture with one of its captions, instead of a caption with its picture
 
 
@@ -54,7 +53,6 @@ class Part:
     name: str  # its file
     count: int
     weight: float = 1.0
-    transform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,5 +183,5 @@ def _samples(
 ) -> Samples:
     numbers: dict[str, int] = {}
     picture = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)  # (N,)
-    part = Part(str(source.questions or source.annotations), len(picture), source.weight, source.transform)
+    part = Part(str(source.questions or source.annotations), len(picture), source.weight)
     return Samples(tuple(source.images / name for name in numbers), picture, tuple(texts), (part,), answers)

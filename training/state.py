@@ -63,7 +63,6 @@ class Parts:
     optimizer: torch.optim.AdamW
     scaler: GradScaler
     others: Mapping[str, nn.Module] = field(default_factory=dict)  # by the name of their file; the same on every process
-    generators: Mapping[str, torch.Generator] = field(default_factory=dict)  # beside torch's own
 
 
 def folder_of(out: Path, step: int) -> Path:
@@ -118,7 +117,7 @@ def restore(folder: Path, parts: Parts, settings: Settings) -> Progress:
 
     def read() -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
         found = _checked(folder)
-        _refuse_settings(folder, found["settings"], to_dict(settings))
+        refuse_other_settings(folder, settings)
         for name, module in {"model": parts.model, **parts.others}.items():
             file = folder / f"{name}.safetensors"
             tensors[name] = load_file(file) if file.name in found["files"] else {}
@@ -140,6 +139,20 @@ def restore(folder: Path, parts: Parts, settings: Settings) -> Progress:
             "will be other ones than if it had not been stopped."
         )
     return Progress(found["step"], Position(**found["position"]), found["best"], found["best_step"])
+
+
+def refuse_other_settings(folder: Path, settings: Settings) -> None:
+    """Raise Misuse when the whole state in `folder` is of settings with which this training cannot go on, naming the first."""
+    said = json.loads((folder / manifest.NAME).read_text("utf-8"))["settings"]
+    theirs, ours = _flat(said), _flat(json.loads(json.dumps(to_dict(settings))))
+    for key in sorted(theirs.keys() | ours.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if not free and theirs.get(key) != ours.get(key):
+            their, our = (repr(found[key]) if key in found else "not there" for found in (theirs, ours))
+            raise Misuse(
+                f"{folder} was trained with {key}: {their}, and now it is {our}. "
+                "Go on with the same settings, or choose another run.out."
+            )
 
 
 def latest(out: Path) -> Path | None:
@@ -223,7 +236,6 @@ def _random_of_all(parts: Parts) -> list[dict[str, Any]]:
     own: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         own[device.type] = torch.get_device_module(device).get_rng_state()
-    own["generators"] = {name: generator.get_state() for name, generator in parts.generators.items()}
     found: list[Any] = [own] * processes()
     if processes() > 1:
         distributed.all_gather_object(found, own)
@@ -235,8 +247,6 @@ def _put_back(parts: Parts, random: dict[str, Any]) -> None:
     torch.set_rng_state(random["cpu"])
     if device.type in random and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(random[device.type])
-    for name, generator in parts.generators.items():
-        generator.set_state(random["generators"][name])
 
 
 def _device(parts: Parts) -> torch.device:
@@ -268,17 +278,6 @@ def _checked(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _refuse_settings(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    theirs, ours = json.loads(json.dumps(_flat(theirs))), json.loads(json.dumps(_flat(ours)))
-    for key in sorted(theirs.keys() | ours.keys()):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
-        if not free and theirs.get(key) != ours.get(key):
-            raise Misuse(
-                f"{folder} was trained with {key}: {theirs.get(key)!r}, and now it is {ours.get(key)!r}. "
-                "Go on with the same settings, or choose another run.out."
-            )
-
-
 def _refuse_model(file: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
     for name in sorted(theirs.keys() | ours.keys()):
         their, our = ("nothing" if name not in found else tuple(found[name].shape) for found in (theirs, ours))
@@ -287,7 +286,9 @@ def _refuse_model(file: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]
 
 
 def _flat(values: Any, key: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
+    """{"a": {"b": 1}} as {"a.b": 1}; a list of dicts as a dict of them by their number."""
+    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        values = {str(number): value for number, value in enumerate(values)}
     if not isinstance(values, dict):
         return {key: values}
     return {name: value for part, inner in values.items() for name, value in _flat(inner, f"{key}.{part}".lstrip(".")).items()}

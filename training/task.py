@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,13 @@ from models.blip2 import Blip2Stage1
 from models.blip2_llm import Blip2Llm
 from models.captioner import BlipCaptioner
 from models.config import Config, GenerationConfig
-from models.errors import Misuse
 from models.llm_config import T5Config
 from models.vqa import BlipVqa
 from preprocess.images import normalise
 from preprocess.questions import pre_question
 from preprocess.text import CaptionTokenizer
 from preprocess.wordpiece_words import WordpieceWords
-from preprocess.words import Words, load_words
+from preprocess.words import Words
 from training import caption, pretrain, stage1, stage2, texts, vqa
 from training.learner import Losses
 from training.loader import Loaded, tokenised
@@ -37,9 +35,8 @@ from training.settings import Settings
 from training.stage2 import Answered, Told
 from training.start import sizes_of, started
 from training.step import Batch, Step
+from training.vocabulary import TOKENIZER, words_of
 from training.vqa import Questions
-
-TOKENIZER = Path(__file__).parent.parent / "demo" / "tokenizer"  # when none is named
 
 
 @dataclass(frozen=True)
@@ -82,22 +79,17 @@ def task_of(settings: Settings) -> Task:
     return Task(config, model, tuple(said), batch_of, partial(_pretrain, words, momentum, own), momentum, words)
 
 
-def _writing(settings: Settings, config: Config, model: nn.Module, said: list[str]) -> Task:
+def _writing(settings: Settings, config: GenerationConfig, model: nn.Module, said: list[str]) -> Task:
+    words = words_of(settings, config)
     if isinstance(model, BlipVqa):
-        words = WordpieceWords.load(settings.model.tokenizer or TOKENIZER, config)
+        assert isinstance(words, WordpieceWords)
         return Task(config, model, tuple(said), partial(_questions, settings, config, words), _vqa)
     if isinstance(model, BlipCaptioner):
-        found: Words = WordpieceWords.load(settings.model.tokenizer or TOKENIZER, config)
-        return Task(config, model, tuple(said), partial(_told, settings, config, found), _caption)
+        return Task(config, model, tuple(said), partial(_told, settings, config, words), _caption)
     assert isinstance(model, Blip2Llm)
-    llm = model.cfg.llm
-    path = settings.model.tokenizer or settings.model.llm_checkpoint
-    if path is None:
-        raise Misuse("model.tokenizer is null; expected the tokenizer of the language model, or its folder.")
-    found = load_words(path, llm.family, llm.vocab)
-    if isinstance(llm, T5Config):
-        return Task(config, model, tuple(said), partial(_answered, settings, config, found), _answers)
-    return Task(config, model, tuple(said), partial(_told, settings, config, found), _text)
+    if isinstance(model.cfg.llm, T5Config):
+        return Task(config, model, tuple(said), partial(_answered, settings, config, words), _answers)
+    return Task(config, model, tuple(said), partial(_told, settings, config, words), _text)
 
 
 def moved(batch: Any, device: torch.device) -> Any:

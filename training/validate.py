@@ -24,7 +24,7 @@ from postprocess.references import Asked
 from preprocess.checked import Id
 from preprocess.questioned import read_questioned
 from preprocess.text import CaptionTokenizer
-from preprocess.workers import usable_cpus
+from preprocess.workers import workers_of
 from training import sources
 from training.data import read_pictures
 from training.describe import CAPTION, VQA, Speech, check_room, speech_of, texts_of
@@ -66,7 +66,7 @@ def measure_of(
 
 
 def _recall(settings: Settings, source: Source, config: Config, words: CaptionTokenizer) -> Measure:
-    workers = settings.data.workers or min(usable_cpus(), 16)
+    workers = workers_of(settings.data.workers)
     annotations, images = _files(source)
     data = read_pictures(annotations, source.split, images, words, config, workers)
 
