@@ -133,7 +133,7 @@ def saves_on(out: Path, parts: Tiny, turn: int) -> None:
     for number in range(1, 1_000_000):
         step = 1 + number % 3  # the same numbers over and over: states are replaced too
         state.save(out, parts, Progress(step, best=marked(parts, 1000 * turn + number)), SETTINGS)
-        state.prune(out, 2)
+        state.prune(out, 2, step)
 
 
 def marked(parts: Tiny, mark: int) -> float:
@@ -174,7 +174,7 @@ def shared_training(out: Path, mode: str, steps: int, place: Place) -> None:
     per = 4 // place.processes
     progress = go_on(parts, progress, steps - progress.step, slice(place.rank * per, (place.rank + 1) * per))
     state.save(out, parts, progress, SETTINGS)
-    state.prune(out, 3)
+    state.prune(out, 3, steps)
 
 
 if __name__ == "__main__":

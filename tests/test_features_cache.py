@@ -35,6 +35,7 @@ from tests.trainings import (
 from tests.two_processes import ROOT, train_two
 from training import features
 from training.features import FOLDER
+from training.parallel import Place
 from training.settings_file import read_settings
 from training.step import image_feat
 
@@ -173,6 +174,7 @@ def forget(out: Path) -> None:
     """Remove the training, not its features."""
     for step in out.glob("step-*"):
         shutil.rmtree(step)
+    (out / "weights.safetensors").unlink()
 
 
 def test_a_pass_that_was_stopped_goes_on(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +267,13 @@ def test_two_processes(tmp_path: Path, pictures: Path) -> None:
         assert_one_training(plain, load_file(tmp_path / mode / "weights.safetensors"))
         # Rows of batches of 2 and of 4: measured equal, but libraries may round otherwise.
         np.testing.assert_allclose(np.load(tmp_path / mode / FOLDER / "features.npy"), own, atol=1e-5)
+
+
+def test_the_first_machine_makes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two machines with two processes each."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    shares = [features._share(np.arange(7), Place(rank, 4, torch.device("cpu"))).tolist() for rank in range(4)]
+    assert shares == [[0, 2, 4, 6], [1, 3, 5], [], []]
 
 
 def test_image_feat() -> None:

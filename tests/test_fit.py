@@ -267,11 +267,43 @@ def test_two_trainings_in_one_folder(tmp_path: Path, pictures: Path) -> None:
     assert "cannot be made" in said
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.train.0.images=nowhere", "There is no folder nowhere; images takes the folder that the paths in"),
+        ("model.llm_checkpoint=null", "Add model.llm_checkpoint"),
+    ],
+)
+def test_readers_speak_of_keys(tmp_path: Path, pictures: Path, change: str, said: str) -> None:
+    """And not of the options that other commands have for them."""
+    found = chain.refusal(call("stage2", "--config", written(tmp_path, stage2(tmp_path, pictures)), "--set", change), 1)
+    assert said in found
+    assert "--" not in found
+
+
 def test_a_loss_that_is_no_number(tmp_path: Path, pictures: Path) -> None:
     values = stage2(tmp_path, pictures)
     said = chain.refusal(call("stage2", "--config", written(tmp_path, values), "--set", "schedule.lr=1e30"), 1)
     assert "The loss is not a number at step" in said
     assert "epoch 0, batch" in said
+    last = json.loads((tmp_path / "out" / "log.jsonl").read_text("utf-8").splitlines()[-1])
+    assert last["stopped"].startswith("the loss is not a number: lm ")
+    assert f" at step {last['step']} (" in said
+    assert last["at"] in said
+
+
+def test_the_largest_seed(tmp_path: Path, pictures: Path) -> None:
+    trained(tmp_path, stage2(tmp_path, pictures), f"run.seed={2**63 - 1}", "run.steps=1")
+
+
+def test_weights_without_a_state_are_not_overwritten(tmp_path: Path, pictures: Path) -> None:
+    values = stage2(tmp_path, pictures, run={"steps": 1})
+    trained(tmp_path, values)
+    for folder in (tmp_path / "out").glob("step-*"):
+        shutil.rmtree(folder)
+    for resume in (False, True):
+        with pytest.raises(Misuse, match=r"holds the weights of a training .* and no state to go on from"):
+            trained(tmp_path, values, resume=resume)
 
 
 def test_a_gradient_that_is_no_number(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

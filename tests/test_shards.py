@@ -114,7 +114,16 @@ def test_pictures_are_decoded_and_cropped(shards: Shards) -> None:
     for row, number in enumerate(numbers([batch])):
         image = Image.open(io.BytesIO(png(number)))
         np.testing.assert_array_equal(batch.pixels[row], TRANSFORM(image, randomness(PICTURE, 7, 0, row)))
-    assert batch.picture.tolist() == [0, 1, 2]
+
+
+def test_a_picture_has_one_number(shards: Shards) -> None:
+    """In every epoch and every process: a queue of past batches knows it again."""
+    known: dict[int, int] = {}
+    for rank, ranks in ((0, 1), (0, 2), (1, 2)):
+        for batch in taken(shards, 16, rank=rank, ranks=ranks):
+            for number, picture in zip(numbers([batch]), batch.picture.tolist(), strict=True):
+                assert known.setdefault(number, picture) == picture
+    assert len(set(known.values())) == len(known) == COUNT * EACH
 
 
 def test_the_number_of_workers_changes_nothing(shards: Shards) -> None:

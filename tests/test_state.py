@@ -168,11 +168,26 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in range(1, 7):
         state.save(tmp_path, parts, Progress(step), SETTINGS)
     (tmp_path / ".step-0000007.part").mkdir()
-    (tmp_path / "notes").mkdir()
-    state.prune(tmp_path, 2, best=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-0000003", "step-0000005", "step-0000006"]
-    state.prune(tmp_path, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-0000006"]
+    others = ["notes", "step-0000001.bak", "step-3000.tar"]  # are not ours
+    for name in others:
+        (tmp_path / name).mkdir()
+    state.prune(tmp_path, 2, 6, best=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "step-0000003", "step-0000005", "step-0000006"])
+    state.prune(tmp_path, 1, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "step-0000006"])
+
+
+def test_a_damaged_state_takes_no_place(tmp_path: Path) -> None:
+    """It was passed over: the training goes on before it, and its states are newer though their numbers are smaller."""
+    parts = begin()
+    for step in (2, 6):
+        state.save(tmp_path, parts, Progress(step), SETTINGS)
+    (tmp_path / "step-0000006" / "model.safetensors").write_bytes(b"")
+    assert state.latest(tmp_path) == state.folder_of(tmp_path, 2)
+    state.save(tmp_path, parts, Progress(3), SETTINGS)
+    state.prune(tmp_path, 1, 3)
+    assert state.latest(tmp_path) == state.folder_of(tmp_path, 3)
+    assert state.begun(tmp_path) == "step-0000003"
 
 
 def finished(*arguments: str) -> str:

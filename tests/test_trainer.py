@@ -73,6 +73,13 @@ def test_it_describes_after_lora(tmp_path: Path, pictures: Path) -> None:
     assert len(before) == 3
     assert trainer.predict(str(files(pictures)[0])) == texts[:1]
     assert trainer.predict(files(pictures)[0], "What is it?") == trainer.predict(files(pictures)[:1], ["What is it?"])
+    state = next((tmp_path / "out").glob("step-*6"))
+    assert trainer.predict(files(pictures), weights=state) == texts  # with the narrow matrices beside
+    only = Trainer(
+        "stage2", args=values, run={"trainable_only": True, "out": str(tmp_path / "only")}, model={"freeze_qformer": True}
+    )
+    only.train()
+    assert only.predict(files(pictures), weights=next((tmp_path / "only").glob("step-*6"))) == only.predict(files(pictures))
     with pytest.raises(Misuse, match="expected data"):
         trainer.evaluate()
 

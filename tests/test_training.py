@@ -20,7 +20,7 @@ from preprocess.text import CaptionTokenizer
 from tests.tiny import DEMO, demo_blip
 from tests.trainings import SMALL, call, equal, logged, short, trained, weights, written
 from tests.two_processes import ROOT
-from training import data
+from training import data, sources
 from training.initial import sines
 from training.loader import Loaded
 from training.task import Task
@@ -107,9 +107,28 @@ def test_of_karpathys_own_file_train_is_learnt_and_test_held_out(tmp_path: Path,
     assert logged(tmp_path / "of_one", "metrics") == logged(tmp_path / "apart", "metrics")
 
 
+def test_of_flickr8ks_files_train_is_learnt_and_dev_held_out(tmp_path: Path, pictures: Path) -> None:
+    """Though nothing names a split."""
+    lines = []
+    for split, listed in (("train", "train"), ("test", "dev")):
+        entries = json.loads((pictures / f"{split}.json").read_text("utf-8"))
+        names = "".join(f"{entry['image']}\n" for entry in entries)
+        (tmp_path / f"Flickr_8k.{listed}Images.txt").write_text(names, "utf-8")
+        lines += [f"{entry['image']}#{n}\t{caption}" for entry in entries for n, caption in enumerate(entry["caption"])]
+    tokens = tmp_path / "Flickr8k.token.txt"
+    tokens.write_text("\n".join(lines), "utf-8")
+    values = short(tmp_path / "flickr", pictures, "stage1", steps=4, validate_every=4)
+    apart = trained(tmp_path / "apart", short(tmp_path / "apart", pictures, "stage1", steps=4, validate_every=4))
+    values["data"]["validation"] = {"kind": "flickr8k", "annotations": str(tokens), "images": str(pictures)}
+    values["data"]["train"] = [values["data"]["validation"] | {"per_picture": True}]
+    assert equal(weights(trained(tmp_path / "flickr", values)), weights(apart))
+    assert logged(tmp_path / "flickr", "metrics") == logged(tmp_path / "apart", "metrics")
+
+
 def test_captions_stand_by_their_pictures(pictures: Path) -> None:
     words = CaptionTokenizer.load(DEMO / "tokenizer", SMALL["pretrain"])
-    captioned = data.read_pictures(pictures / "train.json", "train", pictures, words, SMALL["pretrain"], workers=1)
+    source = sources.Source("karpathy", pictures / "train.json", pictures, per_picture=True)
+    captioned = data.read_pictures(sources.read_source(source), words, SMALL["pretrain"], workers=1)
     assert captioned.pixels.shape == (20, 3, 16, 16)
     assert captioned.first.tolist() == list(range(0, 101, 5))
     assert captioned.image_of_text.tolist() == [n // 5 for n in range(100)]

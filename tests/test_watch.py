@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import types
@@ -20,6 +21,11 @@ from training.settings_check import BEST
 from training.watch import Watch
 
 EVERY_2 = replace(SETTINGS, run=replace(SETTINGS.run, log_every=2))
+
+
+@pytest.fixture(autouse=True)
+def without_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +47,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def test_lines_and_log(tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    watched = Watch(tmp_path, EVERY_2, 6, tensorboard=False)
+    watched = Watch(tmp_path, EVERY_2, 6)
     train(watched, clock, 1, 4)
     watched.measured(4, {"txt_r1": 91.25})
     said = capsys.readouterr().out.splitlines()
@@ -65,7 +71,7 @@ def test_lines_and_log(tmp_path: Path, clock: list[float], capsys: pytest.Captur
 
 
 def test_the_first_steps_and_pauses_are_no_part_of_the_speed(tmp_path: Path, clock: list[float]) -> None:
-    watched = Watch(tmp_path, EVERY_2, 20, tensorboard=False)
+    watched = Watch(tmp_path, EVERY_2, 20)
     train(watched, clock, 1, watch.SKIPPED, seconds=10.0)
     train(watched, clock, watch.SKIPPED + 1, 10)
     clock[0] += 60
@@ -77,18 +83,18 @@ def test_the_first_steps_and_pauses_are_no_part_of_the_speed(tmp_path: Path, clo
 
 
 def test_a_log_goes_on_where_the_training_does(tmp_path: Path, clock: list[float]) -> None:
-    watched = Watch(tmp_path, EVERY_2, 8, tensorboard=False)
+    watched = Watch(tmp_path, EVERY_2, 8)
     train(watched, clock, 1, 6)
     watched.measured(6, {"txt_r1": 1.0})
     with (tmp_path / watch.LOG).open("a") as log:
         log.write('{"step": 8, "lo')  # killed here
-    again = Watch(tmp_path, EVERY_2, 8, resumed=4, tensorboard=False)
+    again = Watch(tmp_path, EVERY_2, 8, resumed=4)
     train(again, clock, 5, 8)
     again.close()
     watched.close()
     assert [row["step"] for row in rows(tmp_path)] == [0, 2, 4, 4, 6, 8]
     assert "command" in rows(tmp_path)[3]
-    Watch(tmp_path, EVERY_2, 8, tensorboard=False).close()  # from the start: another training
+    Watch(tmp_path, EVERY_2, 8).close()  # from the start: another training
     assert len(rows(tmp_path)) == 1
 
 
@@ -97,7 +103,7 @@ def test_the_best_step_is_said(tmp_path: Path, clock: list[float], capsys: pytes
     settings = replace(
         EVERY_2, run=replace(EVERY_2.run, best="r_mean"), data=replace(EVERY_2.data, validation=EVERY_2.data.train[0])
     )
-    watched = Watch(tmp_path, settings, 8, tensorboard=False)
+    watched = Watch(tmp_path, settings, 8)
     for step, value in ((2, 50.0), (4, 60.0), (6, 60.0), (8, 70.0)):
         train(watched, clock, step - 1, step)
         watched.measured(step, {"r_mean": value, "txt_r1": 1.0})
@@ -105,7 +111,7 @@ def test_the_best_step_is_said(tmp_path: Path, clock: list[float], capsys: pytes
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in said if line.endswith("  (best r_mean so far)")] == ["2/8", "4/8", "8/8"]
     assert "best r_mean 70, after step 8" in said
-    again = Watch(tmp_path, settings, 8, resumed=6, tensorboard=False)
+    again = Watch(tmp_path, settings, 8, resumed=6)
     train(again, clock, 7, 8)
     again.measured(8, {"r_mean": 55.0})
     again.close()
@@ -117,7 +123,7 @@ def test_the_best_step_is_said(tmp_path: Path, clock: list[float], capsys: pytes
 
 def test_only_the_first_process_writes(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "rank", lambda: 1)
-    watched = Watch(tmp_path / "out", EVERY_2, 6, tensorboard=True)
+    watched = Watch(tmp_path / "out", EVERY_2, 6)
     train(watched, clock, 1, 6)
     watched.measured(6, {"txt_r1": 1.0})
     watched.close()
@@ -126,7 +132,7 @@ def test_only_the_first_process_writes(tmp_path: Path, clock: list[float], monke
 
 def test_samples_of_all_processes_count(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "processes", lambda: 4)
-    watched = Watch(tmp_path, EVERY_2, 6, tensorboard=False)
+    watched = Watch(tmp_path, EVERY_2, 6)
     train(watched, clock, 1, 2)
     assert rows(tmp_path)[1]["samples_per_second"] == 128.0
     watched.close()
@@ -158,17 +164,23 @@ def test_tensorboard(tmp_path: Path, clock: list[float], monkeypatch: pytest.Mon
     assert written[-1] == ("closed",)
 
 
-@pytest.mark.parametrize(("asked", "said"), [(True, 1), (None, 0), (False, 0)])
-def test_without_tensorboard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: bool | None, said: int
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    Watch(tmp_path, EVERY_2, 6, tensorboard=asked).close()
-    assert capsys.readouterr().out.count("pip install -c constraints.txt '.[watch]'") == said
+def test_steps_that_fp16_leaves_out(tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """Their gradient has no norm, and JSON no infinity."""
+    watched = Watch(tmp_path, EVERY_2, 4)
+    for step, norm in enumerate((math.inf, 0.5, math.inf, math.nan), 1):
+        clock[0] += 1
+        watched.step(step, {"lm": 1.0}, 1e-4, 16, norm)
+    watched.stopped(5, "the gradient is not a number: norm nan", "epoch 0, batch 4")
+    watched.close()
+    _, two, four, last = rows(tmp_path)
+    assert (two["grad_norm"], four["grad_norm"]) == (0.5, None)
+    assert "Infinity" not in (tmp_path / watch.LOG).read_text()
+    assert "  every step left out  " in capsys.readouterr().out
+    assert last == {"step": 5, "stopped": "the gradient is not a number: norm nan", "at": "epoch 0, batch 4"}
 
 
 def test_curves(tmp_path: Path, clock: list[float]) -> None:
-    watched = Watch(tmp_path, EVERY_2, 60, tensorboard=False)
+    watched = Watch(tmp_path, EVERY_2, 60)
     train(watched, clock, 1, 60)
     watched.measured(60, {"txt_r1": 91.25, "cider": 0.9, "broken": float("nan")})
     watched.close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
+from typing import Any
 
 import click
 
-from models.errors import Command, Misuse, extra
+from models.errors import Command, Misuse, UserError, extra
 from training.settings import Lora
 
 LIST = "?"  # in the place of a preset
@@ -21,6 +23,26 @@ TASKS = {
     "retrieval": "Fine-tune BLIP, with momentum, or BLIP-2 to find pictures and captions.",
     "vqa": "Fine-tune BLIP to answer questions about pictures.",
 }
+
+
+KEYS = {  # of a settings file, for what other commands take as options
+    **{f"--{name}": name for name in ("images", "annotations", "questions", "split")},
+    **{
+        f"--{name.replace('_', '-')}": f"model.{name}" for name in ("tokenizer", "checkpoint", "vit_checkpoint", "llm_checkpoint")
+    },
+    **{"--workers": "data.workers", "--batchsize": "run.batchsize", "--image-size": "model.image_size"},
+}
+
+
+class TaskCommand(Command):
+    """A command whose files are named by settings: what their readers say of options is said of keys."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            said = re.sub("--[a-z-]+", lambda option: KEYS.get(option[0], option[0]), error.message)
+            raise type(error)(said) from error
 
 
 def command_of(task: str) -> click.Command:
@@ -76,7 +98,7 @@ def command_of(task: str) -> click.Command:
         click.option("--perf", is_flag=True, help="Measure the speed of --max-steps steps, and save nothing."),
         click.option("--show", is_flag=True, help="Print all settings, as a file for --config, and stop."),
     ]
-    found = click.command(task, cls=Command, help=TASKS[task])(callback)
+    found = click.command(task, cls=TaskCommand, help=TASKS[task])(callback)
     for option in options:
         found = option(found)
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.config import Config
-from preprocess.annotations import read_annotations
 from preprocess.images import normalise, read_image
 from preprocess.text import CaptionTokenizer, pre_caption
 from preprocess.workers import in_order
+from training.gather import rank
+from training.sources import Samples
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,20 @@ class CaptionedPictures:
         return self.ids[texts, :length], mask[:, :length]
 
 
-def read_pictures(
-    annotations: Path, split: str, images: Path, tokenizer: CaptionTokenizer, config: Config, workers: int
-) -> CaptionedPictures:
-    """Read the whole set into memory. `split` chooses from Karpathy's own file, which holds several.
-
-    Raises UserError when a file is missing, broken or malformed.
-    """
-    found = read_annotations(annotations, split)
-    order = np.argsort(found.image_of_text, kind="stable")
-    texts = [pre_caption(found.captions[t], config.protocol.max_words) for t in order]
+def read_pictures(samples: Samples, tokenizer: CaptionTokenizer, config: Config, workers: int) -> CaptionedPictures:
+    """Read the set, each picture with all its captions, into memory. Raises UserError when a picture is missing or broken."""
+    files = [samples.pictures[number] for number in samples.picture]
+    texts = [pre_caption(text, config.protocol.max_words) for captions in samples.texts for text in captions]
     ids, mask = tokenizer.encode(texts, config.protocol.max_length)  # (M, L)
     size = config.vision.image_size
-    pixels = np.empty((len(found.images), 3, size, size), np.uint8)
+    pixels = np.empty((len(files), 3, size, size), np.uint8)
     work = partial(read_image, size=size, interpolation=config.protocol.interpolation)
-    with closing(in_order(work, [images / name for name in found.images], workers)) as pictures:
-        for number, picture in enumerate(tqdm(pictures, "pictures", len(pixels), unit=" pictures", disable=None)):
+    with closing(in_order(work, files, workers)) as pictures:
+        for number, picture in enumerate(
+            tqdm(pictures, "pictures", len(pixels), unit=" pictures", disable=None if rank() == 0 else True)
+        ):
             pixels[number] = picture
-    counts = np.bincount(found.image_of_text, minlength=len(pixels))
-    return CaptionedPictures(pixels, ids, mask, np.concatenate([[0], np.cumsum(counts)]))
+    return CaptionedPictures(pixels, ids, mask, np.cumsum([0, *map(len, samples.texts)]))
 
 
 def normalised(pixels: np.ndarray, config: Config) -> np.ndarray:

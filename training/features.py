@@ -60,7 +60,7 @@ def features_of(settings: Settings, config: Config, encoder: nn.Module, pictures
             part = by_the_first(lambda: held.enter_context(manifest.new_folder(folder, KIND, resumable=True)))
             left = by_the_first(lambda: _begun(part, asked, job))
             _by_all(lambda: _check_shared(part, place))
-            _by_all(lambda: _fill(part, left[place.rank :: place.processes], job))
+            _by_all(lambda: _fill(part, _share(left, place), job))
             by_the_first(lambda: _completed(part, asked))
         by_the_first(lambda: None)  # nobody reads before the folder has its name
     _by_all(lambda: _check_shared(folder, place))
@@ -68,6 +68,13 @@ def features_of(settings: Settings, config: Config, encoder: nn.Module, pictures
     if place.rank == 0:
         click.echo(f"features of {len(found):,} pictures in {folder} ({found.nbytes / 1e9:.2f} GB)")
     return found
+
+
+def _share(left: np.ndarray, place: Place) -> np.ndarray:
+    """The pictures of this process. Those of the first machine make all: two machines that map one file write over each other's
+    rows, where these share a page."""
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", place.processes))
+    return left[place.rank :: each] if place.rank < each else left[:0]
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,17 @@ from training.plan import Plan, batches, plan_of
 from training.precision import precisely, widened
 from training.schedule import learning_rate
 from training.settings import Settings
+from training.settings_check import SEEDS
 from training.state import Parts, Progress
 from training.stop import asked_to_stop
 from training.task import Moment, Task, moved, task_of
 from training.validate import Metrics, measure_of
 from training.watch import Watch
 from training.whole import by_the_first
-from training.written import BEST, write_weights
+from training.written import BEST, WEIGHTS, write_weights
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
+HALVINGS = 20  # of the scale of fp16, from 65536, for one step after the other: it does not get better then
 PERF = "perf"  # folder in run.out for the log of a run that measures speed: that of a training stays
 
 
@@ -144,11 +146,13 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
 def _newest(settings: Settings, resume: bool) -> Path | None:
     """The state to go on from; None at the start. What contradicts it is refused here, before hours of features are made."""
     out = settings.run.out
+    if not resume and (name := state.begun(out)):
+        raise Misuse(f"{out} holds a training already ({name}). Go on with --resume, or choose another run.out.")
     newest = state.latest(out)
-    if newest and not resume:
-        raise Misuse(f"{out} holds a training already ({newest.name}). Go on with --resume, or choose another run.out.")
     if newest:
         by_the_first(partial(state.refuse_other_settings, newest, settings))
+    elif by_the_first((out / WEIGHTS).is_file):
+        raise Misuse(f"{out} holds the weights of a training ({WEIGHTS}) and no state to go on from. Choose another run.out.")
     return newest
 
 
@@ -179,11 +183,11 @@ def _run(
     step, position = progress.step, progress.position
     loaded = batches(plan, settings, step * each, position, place.rank, place.processes)
     watch = Watch(run.out / PERF if perf else run.out, settings, last, step)
-    saved = step
+    saved, left_out = step, 0  # the step of the last state; steps since the last whose gradient was a number
 
     def save() -> None:
         state.save(run.out, parts, Progress(step, position, progress.best, progress.best_step), settings)
-        state.prune(run.out, run.keep, progress.best_step)
+        state.prune(run.out, run.keep, step, progress.best_step)
 
     with closing(loaded), asked_to_stop(place.device) as asked, closing(watch), widened(task.model):
         while step < last:
@@ -203,10 +207,11 @@ def _run(
                 moment = moment_of(settings, plan, step, number)
                 for name, value in _learn(settings, place, task, learner, parts, batch, moment, each, number == each).items():
                     found[name] = found.get(name, 0.0) + value / each
-                _refuse_no_number("loss", step + 1, batch, found)
+                _refuse_no_number("loss", step + 1, batch, found, watch)
             norm = take_step(parts.optimizer, parts.scaler, settings.optimizer.clip, run.loss_scale)
-            if not parts.scaler.is_enabled():  # which has left the step out, and goes on with a smaller scale
-                _refuse_no_number("gradient", step + 1, batch, {"norm": norm})
+            left_out = 0 if math.isfinite(norm) else left_out + 1
+            if left_out > (HALVINGS if parts.scaler.is_enabled() else 0):  # which goes on with a smaller scale
+                _refuse_no_number("gradient", step + 1, batch, {"norm": norm}, watch)
             if isinstance(temp := getattr(task.model, "temp", None), Tensor):
                 with torch.no_grad():
                     temp.clamp_(COOLEST, WARMEST)
@@ -257,7 +262,7 @@ def _learn(
 def moment_of(settings: Settings, plan: Plan, step: int, number: int) -> Moment:
     """What batch `number` of step `step` depends on."""
     asked, length = settings.model.momentum, plan.length
-    generator = torch.Generator().manual_seed(settings.run.seed * 1_000_003 + step * plan.accumulate + number)
+    generator = torch.Generator().manual_seed((settings.run.seed * 1_000_003 + step * plan.accumulate + number) % SEEDS)
     epoch, in_epoch = divmod(step, length.steps_per_epoch)
     alpha = ramped(asked.alpha, epoch, in_epoch, length.steps_per_epoch, asked.ramp_epochs) if asked else 0.0
     return Moment(generator, step >= settings.run.itm_after, alpha)
@@ -279,10 +284,11 @@ def _due(every: int | None, plan: Plan, step: int) -> bool:
     return step % (every or plan.length.steps_per_epoch) == 0
 
 
-def _refuse_no_number(what: str, step: int, batch: Loaded, found: dict[str, float]) -> None:
+def _refuse_no_number(what: str, step: int, batch: Loaded, found: dict[str, float], watch: Watch) -> None:
     if not all(map(math.isfinite, found.values())):
         said = ", ".join(f"{name} {value:g}" for name, value in found.items())
         where = f"epoch {batch.position.epoch}, batch {batch.position.batch}"
+        watch.stopped(step, f"the {what} is not a number: {said}", where)
         raise UserError(
             f"The {what} is not a number at step {step} ({said}; {where}, whose first text is {batch.texts[0]!r:.80}). "
             "Begin again with a smaller schedule.lr or with run.precision fp32, from the weights of the last state if you like "

@@ -65,7 +65,8 @@ def merged(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
             found[name] = tensor
         elif place.endswith(BASE):
             if kind == "weight":
-                tensor = tensor + (scales[beside] * tensors[f"{beside}.up"] @ tensors[f"{beside}.down"]).to(tensor.dtype)
+                # In float32 also where the language model has half: rounded to that, it would not give what was learnt.
+                tensor = tensor.float() + scales[beside] * tensors[f"{beside}.up"] @ tensors[f"{beside}.down"]
             found[f"{beside}.{kind}"] = tensor
     return found
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 
 import torch
@@ -23,6 +24,7 @@ from training.learner import Learner
 
 NONE, DDP, SHARD_GRAD_OP, FULL_SHARD = "none", "ddp", "shard_grad_op", "full_shard"
 MODES = (NONE, DDP, SHARD_GRAD_OP, FULL_SHARD)
+PATIENCE = timedelta(days=1)  # while one process measures, saves or makes features; torchrun sees to those that died
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
@@ -57,7 +59,13 @@ def joined(device: str, mode: str, backend: str = "auto") -> Iterator[Place]:
             raise Misuse(f"parallel.mode {mode} needs processes: start them with torchrun --nproc_per_node N -m training ...")
         yield Place(0, 1, place)
         return
-    distributed.init_process_group(BACKENDS[device] if backend == "auto" else backend)
+    try:
+        distributed.init_process_group(BACKENDS[device] if backend == "auto" else backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise Misuse(
+            f"This process cannot join the others ({str(error).splitlines()[0].rstrip('.')}). Start all of them with torchrun, "
+            "and set parallel.backend to auto or to one that the device has."
+        ) from error
     try:
         yield Place(distributed.get_rank(), count, place)
     finally:
@@ -87,7 +95,8 @@ def shared(learner: Learner, mode: str, place: Place, unused: bool = False) -> n
     """The learner, whose gradients come to be the mean over all processes.
 
     With `ddp` each process holds all of it; with `shard_grad_op` a share of gradients and of the optimizer's state, and the
-    weights from the forward to the backward pass; with `full_shard` a share of the weights as well, block by block. `unused`:
+    weights from the forward to the backward pass; with `full_shard` a share of the weights as well, block by block (of FlanT5's
+    language model, whose blocks are not run by `forward`, all of it comes and goes together). `unused`:
     steps may leave some weights without a gradient, which `ddp` must then look for in each.
     """
     if place.processes == 1 or mode == NONE:
@@ -113,6 +122,11 @@ def _average(parameter: torch.Tensor) -> None:
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The layers of a model that are run by their `forward`, each of which may be gathered and let go by itself."""
-    names = ("visual_encoder.blocks", "llm_model.model.layers", "llm_model.model.decoder.layers")
+    names = (
+        "visual_encoder.blocks",
+        "visual_encoder.transformer.resblocks",
+        "llm_model.model.layers",
+        "llm_model.model.decoder.layers",
+    )
     modules = dict(model.named_modules())
     return [block for name in names if name in modules for block in modules[name].children()]

@@ -21,6 +21,8 @@ from training.shards import Shards, open_shards, planned_shards
 from training.sources import Part, Samples, read_sources
 from training.transforms import Transform, named
 
+LEARNT = "train"  # the split that is learnt when none is named
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -119,14 +121,14 @@ def _length(settings: Settings, batches_per_epoch: int) -> Length:
 
 
 def _source(asked: Asked, data: Data) -> sources.Source:
-    if asked.annotations is None or asked.images is None:
-        raise Misuse("A source of data.train lacks annotations or images; expected both.")
+    assert asked.annotations  # as training/settings_check.py has seen
+    assert asked.images
     return sources.Source(
         asked.kind,
         asked.annotations,
         asked.images,
         asked.questions,
-        asked.split,
+        asked.split or LEARNT,
         asked.weight,
         asked.per_picture,
     )

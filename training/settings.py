@@ -68,8 +68,8 @@ class Source:
     images: Path | None = None  # folder that the picture paths start from
     questions: Path | None = None  # vqa: VQA v2's file of questions, when `annotations` is its file of answers
     shards: str | None = None  # tar files of WebDataset, such as cc3m-{0000..0331}.tar
-    samples: int | None = None  # that the shards hold: what an epoch is
-    split: str = "train"  # chooses from Karpathy's own file and from Flickr8k's lists of pictures
+    samples: int | None = None  # of the shards, that are an epoch; null: all, counted when a training begins
+    split: str | None = None  # of Karpathy's own file, and of Flickr8k's lists; null: train, and val of data.validation
     weight: float = 1.0  # how often an epoch sees each sample
     per_picture: bool = False  # a sample is a picture with one of its captions, instead of a caption with its picture
     transform: Literal["blip2_image_train", "blip_image_train", "blip_image_eval"] | None = None  # null: what data says
@@ -85,8 +85,8 @@ class Data:
     flip: float = 0.5  # share of the pictures that is mirrored
     rand_augment: RandAugment | None = None
     shift: int = 0  # pixels by which pictures are moved, at most
-    together: int = 1  # pictures that follow one another in the annotations and stay in one batch
-    easy: int = 0  # the first so many pictures are easy ones ...
+    together: int = 1  # samples that follow one another in the annotations and stay in one batch
+    easy: int = 0  # the first so many samples are easy ones ...
     easy_steps: int = 0  # ... and the only ones in so many first steps
     max_words: int | None = None  # captions are cut to; null: the protocol of the sizes
     max_length: int | None = None  # tokens of a caption, with the special ones; null: the protocol of the sizes

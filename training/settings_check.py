@@ -39,7 +39,7 @@ BEST: dict[str, tuple[str, ...]] = {  # the figures of each metric; the best sta
     "vqa": ("accuracy",),
     "none": ("",),
 }
-KINDS = {"recall": ("karpathy",), "caption": ("karpathy", "flickr8k"), "vqa": ("vqa",)}  # of data.validation
+KINDS = {"recall": ("karpathy", "flickr8k"), "caption": ("karpathy", "flickr8k"), "vqa": ("vqa",)}  # of data.validation
 SEEDS = 2**63  # as many as PyTorch takes
 
 
@@ -54,8 +54,11 @@ def check(settings: Settings) -> None:
 
 def _expect(ok: bool, key: str, found: object, expected: str) -> None:
     if not ok:
-        as_yaml = "null" if found is None else str(found).lower() if isinstance(found, bool) else found
-        raise Misuse(f"{key} is {as_yaml}; expected {expected}.")
+        raise Misuse(f"{key} is {_yaml(found)}; expected {expected}.")
+
+
+def _yaml(value: object) -> object:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def _share(key: str, value: float) -> None:
@@ -125,6 +128,8 @@ def check_parts(settings: Settings, sizes: Config) -> None:
     for part in OF_STAGE2:
         fits = not getattr(model, part) or isinstance(sizes, Blip2LlmConfig)
         _expect(fits, key, named, f"a model of BLIP-2's second stage, with model.{part}")
+    own = settings.parallel.negatives == "own" and not isinstance(sizes, BlipConfig)
+    _expect(not own, key, named, "a model of BLIP, with parallel.negatives: own")
     follows = model.momentum is None or isinstance(sizes, BlipConfig)
     _expect(follows, key, named, "a model of BLIP, with model.momentum")
     patch = sizes.vision.patch
@@ -149,6 +154,10 @@ def _check_data(data: Data, batchsize: int) -> None:
         _least(f"data.{key}", getattr(data, key), 1)
     _least("data.max_length", data.max_length, 3)  # [CLS], a token and [SEP]
     _expect(batchsize % data.together == 0, "run.batchsize", batchsize, f"a multiple of data.together, {data.together}")
+    if any(source.kind == "shards" for source in data.train):
+        for name, least in ORDERED.items():
+            value = getattr(data, name)
+            _expect(value == least, f"data.{name}", value, f"{least}, with a source of the kind shards")
     _expect(data.easy > 0 or data.easy_steps == 0, "data.easy", data.easy, "the number of easy pictures, with data.easy_steps")
 
 
@@ -165,17 +174,24 @@ NEEDED = {  # of each kind of source
     "karpathy": ("annotations", "images"),
     "flickr8k": ("annotations", "images"),
     "vqa": ("annotations", "images"),
-    "shards": ("shards", "samples"),
+    "shards": ("shards",),
 }
+OPTIONAL = {"vqa": ("questions",), "shards": ("samples",)}
+NOT_OF_SHARDS = {"split": None, "weight": 1.0, "per_picture": False}  # they have no list to choose from, and are read alone
+ORDERED = {"together": 1, "easy": 0, "easy_steps": 0}  # what says in which order samples in files come
 
 
 def _check_source(key: str, source: Source) -> None:
     for name in NEEDED[source.kind]:
         _expect(getattr(source, name) is not None, f"{key}.{name}", None, f"a value, for the kind {source.kind}")
-    allowed = (*NEEDED[source.kind], "questions") if source.kind == "vqa" else NEEDED[source.kind]
+    allowed = (*NEEDED[source.kind], *OPTIONAL.get(source.kind, ()))
     for name in ("annotations", "images", "questions", "shards", "samples"):
         unused = getattr(source, name) is None or name in allowed
         _expect(unused, f"{key}.{name}", getattr(source, name), f"null, for the kind {source.kind}")
+    if source.kind == "shards":
+        for name, usual in NOT_OF_SHARDS.items():
+            value = getattr(source, name)
+            _expect(value == usual, f"{key}.{name}", value, f"{_yaml(usual)}, for the kind shards")
     _least(f"{key}.samples", source.samples, 1)
     _above(f"{key}.weight", source.weight)
 
@@ -212,6 +228,10 @@ def _check_run(settings: Settings) -> None:
     for key in ("epochs", "steps", "batchsize", "eval_batchsize", "save_every", "keep", "validate_every", "log_every"):
         _least(f"run.{key}", getattr(run, key), 1)
     _least("run.itm_after", run.itm_after, 0)
+    matching = settings.task in ("pretrain", "stage1", "retrieval")
+    _expect(matching or not run.itm_after, "run.itm_after", run.itm_after, f"0, for {settings.task}, which has no matching loss")
+    own = settings.parallel.negatives == "own"
+    _expect(matching or not own, "parallel.negatives", "own", f"all, for {settings.task}, which has no matching loss")
     _above("run.loss_scale", run.loss_scale)
     _expect(run.loss_scale is None or run.precision == "fp16", "run.loss_scale", run.loss_scale, f"null, with {run.precision}")
     _below_one("run.ema", run.ema)

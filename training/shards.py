@@ -19,6 +19,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -168,7 +169,10 @@ def _draw(file: Path, sample: dict[str, Any], transform: Transform, key: tuple[i
         raise UserError(f"{where} has no picture; expected a file that ends in {', '.join(PICTURES)}.")
     captions = _captions(sample, where)
     text = captions[0] if len(captions) == 1 else captions[int(randomness(CAPTION, *key).integers(len(captions)))]
-    return Draw(Encoded(where, sample[suffix]), transform, key, key[2], text)
+    number = (
+        int.from_bytes(blake2b(where.encode(errors="surrogateescape"), digest_size=8).digest()) >> 1
+    )  # 63 bits, the same each time
+    return Draw(Encoded(where, sample[suffix]), transform, key, number, text)
 
 
 def _captions(sample: dict[str, Any], where: str) -> list[str]:

@@ -37,11 +37,11 @@ from training.whole import Moments, by_the_first, gathered, gathered_moments, sp
 
 KIND = "state"
 MODEL, OPTIMIZER, RANDOM = "model.safetensors", "optimizer.pt", "random.pt"
-# What may be another when a training goes on: how long, how it is watched and measured, and who computes it.
+# What may be another when a training goes on: how long, how it is watched, and who computes it; not what the best is chosen by.
 FREE = (
-    *("data.workers", "data.prefetch", "data.validation", "parallel.mode", "parallel.backend"),
+    *("data.workers", "data.prefetch", "parallel.mode", "parallel.backend"),
     *("run.epochs", "run.steps", "run.save_every", "run.keep", "run.trainable_only", "run.out", "run.device", "run.log_every"),
-    *("run.checkpointing", "run.eval_batchsize", "run.validate", "run.validate_every", "run.generation", "run.cache_features"),
+    *("run.checkpointing", "run.eval_batchsize", "run.validate_every", "run.cache_features"),
 )
 
 
@@ -155,6 +155,11 @@ def refuse_other_settings(folder: Path, settings: Settings) -> None:
             )
 
 
+def begun(out: Path) -> str | None:
+    """The name of the newest state in `out`, whole or not; None when there is none. All processes call it."""
+    return by_the_first(lambda: folders[-1].name if (folders := _folders(out)) else None)
+
+
 def latest(out: Path) -> Path | None:
     """The newest state in `out` that is whole; None when there is none. A damaged one is named, and the one before it taken.
 
@@ -179,14 +184,15 @@ def latest(out: Path) -> Path | None:
     return by_the_first(find)
 
 
-def prune(out: Path, keep: int, best: int | None = None) -> None:
-    """Remove all states but the newest `keep`, and that of step `best`. All processes call it."""
+def prune(out: Path, keep: int, step: int, best: int | None = None) -> None:
+    """Remove all states but the newest `keep` up to `step`, the last that was saved, and that of step `best`. Those beyond it
+    were damaged and passed over when the training went on. All processes call it."""
 
     def remove() -> None:
         _tidy(out)
-        kept = {folder.name for folder in _folders(out)[-keep:]} | ({folder_of(out, best).name} if best is not None else set())
+        kept = [folder for folder in _folders(out) if _step_of(folder) <= step][-keep:]
         for folder in _folders(out):
-            if folder.name not in kept:
+            if folder not in kept and _step_of(folder) != best:
                 (folder / manifest.NAME).unlink(missing_ok=True)  # from here on it is no state
                 shutil.rmtree(folder)
 
@@ -195,8 +201,16 @@ def prune(out: Path, keep: int, best: int | None = None) -> None:
 
 def _folders(out: Path) -> list[Path]:
     """States, the oldest first. A folder without a manifest is what a removal that was cut short has left."""
-    found = [path for path in out.glob("step-*") if path.name[5:].isdecimal() and (path / manifest.NAME).is_file()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted((path for path in _numbered(out) if (path / manifest.NAME).is_file()), key=_step_of)
+
+
+def _numbered(out: Path) -> list[Path]:
+    """Folders with the names of states. What has another name, such as somebody's copy of one, is not ours."""
+    return [path for path in out.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name[5:])
 
 
 def _tidy(out: Path) -> None:
@@ -204,9 +218,11 @@ def _tidy(out: Path) -> None:
     for old in out.glob(".step-*.old"):
         if not (folder := out / old.name[1 : -len(".old")]).exists():
             old.rename(folder)  # killed between the two renames that replace a state
-    whole = _folders(out)
-    for left in [*out.glob(".step-*.part"), *out.glob(".step-*.old"), *out.glob("step-*")]:
-        if left not in whole and left.name.strip(".").removeprefix("step-").split(".")[0].isdecimal():
+    for left in [*out.glob(".step-*.part"), *out.glob(".step-*.old")]:
+        if left.name.removeprefix(".step-").split(".")[0].isdecimal():
+            shutil.rmtree(left)
+    for left in _numbered(out):
+        if not (left / manifest.NAME).is_file():
             shutil.rmtree(left)
 
 

@@ -22,7 +22,7 @@ from models.config import Config, GenerationConfig
 from models.llm_config import T5Config
 from models.vqa import BlipVqa
 from preprocess.images import normalise
-from preprocess.questions import pre_question
+from preprocess.questions import MAX_WORDS, pre_question
 from preprocess.text import CaptionTokenizer
 from preprocess.wordpiece_words import WordpieceWords
 from preprocess.words import Words
@@ -172,7 +172,8 @@ def _answered(settings: Settings, config: Config, words: Words, loaded: Loaded) 
 
 def _questions(settings: Settings, config: Config, words: WordpieceWords, loaded: Loaded) -> Questions:
     assert loaded.answers is not None
-    ids, mask = words.questions([pre_question(text) for text in loaded.texts], _limits(settings, config)[1])
+    longest = settings.data.max_words or MAX_WORDS
+    ids, mask = words.questions([pre_question(text, longest) for text in loaded.texts], _limits(settings, config)[1])
     flat = [(number, *answer) for number, answers in enumerate(loaded.answers) for answer in answers]
     answer, answer_mask = words.answers([text for _, text, _ in flat])
     question = torch.tensor([number for number, _, _ in flat])

@@ -47,7 +47,7 @@ def answered(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of T5: ids and mask (B, L) of the prompt that its encoder reads, and (B, A) of what its decoder says."""
     ids, mask = words.prompts([prompt] * len(captions))
-    said = [_ids(words, pre_caption(caption, max_words))[:max_length] for caption in captions]
+    said = [_cut(_ids(words, pre_caption(caption, max_words)), max_length) for caption in captions]
     answer, answer_mask = right_padded(said, words.pad_id)
     return ids, mask, answer, answer_mask
 
@@ -55,11 +55,15 @@ def answered(
 def _text(words: Words, text: str, max_length: int) -> list[int]:
     if words.family == WORDPIECE:
         assert isinstance(words, WordpieceWords)
-        row = [int(i) for i in words.answers([text])[0][0]]
-        return [*row[: max_length - 1], row[-1]]
+        return _cut([int(i) for i in words.answers([text])[0][0]], max_length)
     if words.family == BPE:  # OPT's, which a line ends if anything
         return _ids(words, text)[:max_length]
     return [*_ids(words, text)[: max_length - 1], words.stop_ids[0]]
+
+
+def _cut(row: list[int], max_length: int) -> list[int]:
+    """To so many, of which the last is what ends the text."""
+    return [*row[:-1][: max_length - 1], row[-1]]
 
 
 def _ids(words: Words, text: str) -> list[int]:

@@ -20,8 +20,6 @@ from models.blip import BlipRetrieval
 from models.blip2 import Blip2Retrieval
 from models.config import BlipCaptionConfig, GenerationConfig
 from models.errors import Misuse, UserError
-from models.layouts import ENCODER
-from models.llm_checkpoint import LLM
 from preprocess.images import normalise, read_image
 from training.describe import CAPTION, VQA, speech_of, texts_of
 from training.fit import Fitted, device_of, fit
@@ -116,12 +114,13 @@ class Trainer:
             return texts_of(model, speech, files, prompts)  # type: ignore[arg-type]
 
     def _ready(self, weights: str | Path | None, device: torch.device) -> Task:
-        """The model with these weights, read once. LoRA is merged in them."""
+        """The model with these weights, read once."""
         own = self.settings.run.out / WEIGHTS
         path = Path(weights) if weights is not None else own if own.is_file() else None
         if self._task is None or path != self._filled:
             self._task = None
-            plain = replace(self.settings.model, lora=None, momentum=None)
+            lora = self.settings.model.lora if path and path.is_dir() else None  # a state has it apart, finished weights merged
+            plain = replace(self.settings.model, lora=lora, momentum=None)
             task = task_of(replace(self.settings, model=plain))
             if path:
                 _fill(task, path / MODEL if path.is_dir() else path)
@@ -154,7 +153,10 @@ def _fill(task: Task, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as weights of a training ({str(error).rstrip('.')}).") from error
     ours = tensors_of(task.model)
-    left_out = {name for name in ours.keys() - given.keys() if not name.startswith((LLM, ENCODER))}
+    frozen = {
+        name for name, parameter in task.model.named_parameters() if not parameter.requires_grad
+    }  # may be in their own files
+    left_out = ours.keys() - given.keys() - frozen
     for name in sorted(left_out | given.keys()):
         their, our = ("nothing" if name not in found else tuple(found[name].shape) for found in (given, ours))
         if their != our:

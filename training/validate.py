@@ -32,9 +32,11 @@ from training.gather import processes, rank
 from training.recall import recall
 from training.settings import Settings, Source
 from training.settings_check import BEST, RECALLS
+from training.whole import by_the_first
 
 Metrics = dict[str, float]
 Measure = Callable[[nn.Module], Metrics]
+HELD_OUT = "val"  # the split that is measured on when none is named
 SCORED = BEST["caption"][1:]  # the figures that postprocess gives; the first is made of two of them
 
 
@@ -60,15 +62,14 @@ def measure_of(
 
     def measure(model: nn.Module) -> Metrics:
         with _whole(learner, device):
-            return inside(model)
+            found = inside(model)
+        return by_the_first(lambda: found)  # a tie may fall otherwise on another device, and all must choose the same best
 
     return measure
 
 
 def _recall(settings: Settings, source: Source, config: Config, words: CaptionTokenizer) -> Measure:
-    workers = workers_of(settings.data.workers)
-    annotations, images = _files(source)
-    data = read_pictures(annotations, source.split, images, words, config, workers)
+    data = read_pictures(_pictures(source), words, config, workers_of(settings.data.workers))
 
     def measure(model: nn.Module) -> Metrics:
         assert isinstance(model, BlipRetrieval | Blip2Retrieval)
@@ -81,8 +82,7 @@ def _recall(settings: Settings, source: Source, config: Config, words: CaptionTo
 
 def _captions(settings: Settings, source: Source, config: GenerationConfig) -> Measure:
     """Those metrics that need no Java, and what LAVIS chooses by: CIDEr and Bleu_4 added (lavis/tasks/captioning.py)."""
-    annotations, images = _files(source)
-    data = sources.read_source(sources.Source(source.kind, annotations, images, split=source.split, per_picture=True))
+    data = _pictures(source)
     speech = speech_of(settings, config, CAPTION)
     files = [data.pictures[n] for n in data.picture]
     prompts = speech.prompts([None] * len(files))
@@ -114,6 +114,12 @@ def _answers(settings: Settings, source: Source, config: GenerationConfig) -> Me
         return {"accuracy": vqa_accuracy.judge(people, dict(enumerate(texts))).overall}
 
     return measure
+
+
+def _pictures(source: Source) -> sources.Samples:
+    """Each picture with all its captions."""
+    annotations, images = _files(source)
+    return sources.read_source(sources.Source(source.kind, annotations, images, split=source.split or HELD_OUT, per_picture=True))
 
 
 def _files(source: Source) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ Of several processes the first one writes.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,9 +25,6 @@ from training.settings import Settings
 
 LOG, CURVES = "log.jsonl", "curves.png"
 SKIPPED = 4  # first steps, slower than the others, that the speed of the whole leaves out (PaddleMIX's benchmark mode does)
-WITHOUT_TENSORBOARD = (
-    "There is no TensorBoard here: its log is not written. Install it with: pip install -c constraints.txt '.[watch]'"
-)
 
 
 @dataclass
@@ -36,21 +34,18 @@ class _Interval:
     since: float  # time
     steps: int = 0
     samples: int = 0
-    norm: float = 0.0  # sum over the steps
+    norms: list[float] = field(default_factory=list)  # of the gradient; without the steps that fp16 leaves out
     losses: dict[str, list[float]] = field(default_factory=dict)  # of each step that has it
 
 
 class Watch:
     """Follows one training."""
 
-    def __init__(
-        self, out: Path, settings: Settings, total_steps: int, resumed: int = 0, tensorboard: bool | None = None
-    ) -> None:
+    def __init__(self, out: Path, settings: Settings, total_steps: int, resumed: int = 0) -> None:
         """Begin the log in `out`; with `resumed` steps done go on with it, without the lines of later steps.
 
         Args:
-            total_steps: of the whole training.
-            tensorboard: true: write its log, and say when it is not installed; null: write it when it is.
+            total_steps: the last step of this run.
         """
         self._writes = rank() == 0
         self._out, self._every, self._total, self._step = out, settings.run.log_every, total_steps, resumed
@@ -73,7 +68,7 @@ class Watch:
         lines = [json.dumps(row) for row in (*earlier, head)]
         manifest.write_text(out / LOG, "".join(line + "\n" for line in lines))
         self._log = (out / LOG).open("a", encoding="utf-8")
-        self._board = _tensorboard(out, resumed, tensorboard)
+        self._board = _tensorboard(out, resumed)
         self._bar = tqdm(total=total_steps, initial=resumed, desc="training", unit=" steps", disable=None)
 
     def step(self, step: int, losses: Mapping[str, float], lr: float, samples: int, grad_norm: float) -> None:
@@ -89,7 +84,8 @@ class Watch:
         self._samples += samples * processes()
         self._new.steps += 1
         self._new.samples += samples * processes()
-        self._new.norm += grad_norm
+        if math.isfinite(grad_norm):
+            self._new.norms.append(grad_norm)
         for name, loss in losses.items():
             self._new.losses.setdefault(name, []).append(loss)
         if self._steps_here == SKIPPED:
@@ -112,6 +108,11 @@ class Watch:
             figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self._say(f"step {step:,}/{self._total:,}  {figures}{best}")
             self._scalars(step, {f"metric/{name}": value for name, value in metrics.items()})
+
+    def stopped(self, step: int, why: str, where: str) -> None:
+        """Step `step` cannot be done, for its batch."""
+        if self._writes:
+            self._write({"step": step, "stopped": why, "at": where})
 
     def pause(self, seconds: float) -> None:
         """So much of the time since the last step went into something else, such as measuring or saving."""
@@ -154,17 +155,19 @@ class Watch:
         self._speed = new.samples / max(now - new.since, 1e-9)
         left = (now - new.since) / new.steps * (self._total - self._step)
         losses = {name: sum(values) / len(values) for name, values in new.losses.items()}
-        norm = new.norm / new.steps
+        norm = sum(new.norms) / len(new.norms) if new.norms else None
         record: dict[str, Any] = {"step": self._step, "minutes": round((now - self._started) / 60, 4), "lr": lr, "losses": losses}
         record |= {"grad_norm": norm, "samples_per_second": self._speed, "memory_bytes": memory()}
         self._write(record)
         said = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        said_norm = "every step left out" if norm is None else f"grad norm {norm:.3g}"
         self._say(
-            f"step {self._step:,}/{self._total:,}  {said}  lr {lr:.4e}  grad norm {norm:.3g}  {_speeds(self._speed)}  "
+            f"step {self._step:,}/{self._total:,}  {said}  lr {lr:.4e}  {said_norm}  {_speeds(self._speed)}  "
             f"memory {_size(memory())}  ETA {tqdm.format_interval(left)}"
         )
         scalars = {f"loss/{name}": loss for name, loss in losses.items()}
-        self._scalars(self._step, scalars | {"lr": lr, "grad_norm": norm, "samples_per_second": self._speed})
+        norms = {} if norm is None else {"grad_norm": norm}
+        self._scalars(self._step, scalars | norms | {"lr": lr, "samples_per_second": self._speed})
         self._new = _Interval(now)
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -218,14 +221,10 @@ def _kept(log: Path, resumed: int) -> list[dict[str, Any]]:
     return [row for row in _rows(log) if row["step"] <= resumed] if log.is_file() else []
 
 
-def _tensorboard(out: Path, resumed: int, asked: bool | None) -> Any:
-    """A writer, or None."""
-    if asked is False:
-        return None
+def _tensorboard(out: Path, resumed: int) -> Any:
+    """A writer; None where the extra `watch` is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        if asked:
-            click.echo(WITHOUT_TENSORBOARD)
         return None
     return SummaryWriter(str(out / "tensorboard"), purge_step=resumed + 1 if resumed else None)
