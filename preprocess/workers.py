@@ -20,6 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 FEW = 32  # items; starting processes takes longer than so many pictures
 AHEAD = 4  # items in flight per worker
+STOPS = {signal.SIGINT, signal.SIGTERM}
 MOST = 16  # workers, when no number of them is asked for
 
 
@@ -35,7 +36,7 @@ def in_order(work: Callable[[T], R], items: Sequence[T], workers: int) -> Genera
     # spawn: a forked child would inherit locks that other threads (tokenizers, BLAS) may hold.
     context = multiprocessing.get_context("spawn")
     waiting: deque[Future[R]] = deque()
-    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, _apart) as pool:
         try:
             for item in items:
                 waiting.append(_submit(pool, work, item))
@@ -63,25 +64,24 @@ def workers_of(asked: int | None) -> int:
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:
-    """submit() may start a process. It inherits the mask, so Ctrl-C reaches the parent alone, and the parent heeds it, in the
-    way that it has said, only when the start is complete: half a start leaves a child that complains. (Of a signal that this
-    thread masks, another thread may tell it.)"""
+    """submit() may start a process. It inherits the mask, so Ctrl-C and SIGTERM reach the parent alone, and the parent heeds
+    them, in the way that it has said, only when the start is complete: half a start leaves a child that complains. (Of a signal
+    that this thread masks, another thread may tell it.)"""
     if threading.current_thread() is not threading.main_thread():
         with _without_main():
             return pool.submit(work, item)
     pressed: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handlers = {stop: signal.signal(stop, lambda number, frame: pressed.append(number)) for stop in STOPS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         with _without_main():
             future = pool.submit(work, item)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if pressed and handler is not signal.SIG_IGN:
-        if not callable(handler):
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, None)  # Python's own raises it too
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler or signal.SIG_DFL)
+    for number in pressed:
+        signal.raise_signal(number)
     return future
 
 
@@ -98,8 +98,13 @@ def _without_main() -> Iterator[None]:
         main.update(hidden)
 
 
-def _end_with_parent() -> None:
-    """In a worker: end when the parent was killed and can tell nobody."""
+def _apart() -> None:
+    """In a worker: what asks the parent's whole group of processes to stop, as torchrun does, asks the parent alone, who may
+    still need what is being made. But end when the parent was killed and can tell nobody."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # drops one that came while it was masked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which the pool ends its other processes when one has died
     parent = multiprocessing.parent_process()
     assert parent is not None
 

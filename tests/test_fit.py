@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -267,6 +271,15 @@ def test_two_trainings_in_one_folder(tmp_path: Path, pictures: Path) -> None:
     assert "cannot be made" in said
 
 
+def test_several_settings_at_once() -> None:
+    """Behind one --set, or each behind its own."""
+    for sets in (["--set", "run.steps=3", "run.seed=5"], ["--set", "run.steps=3", "--set", "run.seed=5"]):
+        shown = yaml.safe_load(chain.done(call("stage1", "--config", "demo-stage1", *sets, "--show")))
+        assert (shown["run"]["steps"], shown["run"]["seed"]) == (3, 5)
+    said = chain.refusal(call("stage1", "--config", "demo-stage1", "--set", "run.steps=3", "seed"), 2)
+    assert "--set is 'seed'; expected KEY=VALUE" in said
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -351,6 +364,26 @@ def test_other_settings_are_refused_before_features_are_made(
     monkeypatch.setattr(fitting, "features_of", None)
     with pytest.raises(Misuse, match=r"was trained with data.train.0.weight: 1.0, and now it is 2.0"):
         trained(tmp_path, values, "run.cache_features=true", "data.train.0.weight=2", resume=True)
+
+
+def test_a_whole_group_is_asked_to_stop(tmp_path: Path, pictures: Path) -> None:
+    """As torchrun and schedulers ask: the decoders are not hit, and the step in hand is finished and saved."""
+    values = described(tmp_path, pictures, "stage1", small(tmp_path, "stage1"), run={"steps": 1_000_000, "log_every": 1})
+    values["data"]["workers"] = 2
+    values["run"]["save_every"] = 1_000_000
+    command = [sys.executable, "-m", "training", "stage1", "--config", str(written(tmp_path, values))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as going:
+        log = tmp_path / "out" / "log.jsonl"
+        while going.poll() is None and not (log.is_file() and log.read_text("utf-8").count("losses") >= 3):
+            time.sleep(0.02)
+        os.killpg(going.pid, signal.SIGTERM)
+        said, complaint = going.communicate(timeout=60)
+    assert going.returncode == 0, complaint
+    step = int(newest(tmp_path / "out").removeprefix("step-"))
+    assert f"Stopped after step {step:,}. The same command with --resume goes on from there." in said
 
 
 def test_killed_at_any_moment(tmp_path: Path, pictures: Path) -> None:

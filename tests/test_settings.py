@@ -89,6 +89,19 @@ RANGES: list[tuple[str, dict[str, Any], str]] = [
     ("data", {"together": 0}, "data.together is 0; expected 1 or more"),
     ("data", {"easy_steps": 100}, "data.easy is 0; expected the number of easy pictures"),
     ("data", {"max_length": 2}, "data.max_length is 2; expected 3 or more"),
+    ("data", {"prefetch": 5}, "data.prefetch is 5; expected 1 to 4"),
+    ("data", {"validation": dataclasses.replace(COCO, weight=2.0)}, "data.validation.weight is 2.0; expected 1.0"),
+    (
+        "data",
+        {"validation": dataclasses.replace(COCO, transform="blip_image_train")},
+        "data.validation.transform is blip_image_train; expected null",
+    ),
+    ("data", {"train": (dataclasses.replace(ASKED, split="val"),)}, "data.train.0.split is val; expected null, for the kind vqa"),
+    (
+        "run",
+        {"generation": Generation(num_beams=3)},
+        "run.generation.num_beams is 3; expected null, for stage1, which writes no texts",
+    ),
     ("data", {"workers": 0}, "data.workers is 0; expected 1 or more"),
     ("optimizer", {"betas": (0.9, 1.0)}, "optimizer.betas.1 is 1.0; expected a number from 0 to below 1"),
     ("optimizer", {"eps": 0.0}, "optimizer.eps is 0.0; expected a number above 0"),
@@ -191,6 +204,18 @@ def test_what_the_best_is_chosen_by() -> None:
         changed(captions, "run", best="CIDer")
     with pytest.raises(Misuse, match=r"run\.best is agg; did you mean .*\? recall gives r_mean"):
         changed(recall, "run", best="agg")
+
+
+def test_what_would_do_nothing_is_refused() -> None:
+    with pytest.raises(Misuse, match=r"run\.itm_after is 5; expected 0, for stage2, which has no matching loss"):
+        changed(STAGE2, "run", itm_after=5)
+    for settings in (STAGE1, STAGE2):
+        with pytest.raises(Misuse, match=r"model\.name is .*; expected a model of BLIP, with parallel\.negatives: own"):
+            changed(settings, "parallel", negatives="own")
+    assert changed(PRETRAIN, "parallel", negatives="own").parallel.negatives == "own"
+    t5 = dataclasses.replace(STAGE2, model=Model("blip2-flan-t5-xl", freeze_vit=False))
+    with pytest.raises(Misuse, match=r"run\.checkpointing is true; expected false: FlanT5"):
+        changed(t5, "run", checkpointing=True)
 
 
 @pytest.mark.parametrize(("settings", "kind"), [(STAGE1, "vqa"), (STAGE2, "vqa")])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 from models.errors import UserError
 from preprocess import workers
 from preprocess.workers import in_order
+
+ROOT = Path(__file__).parent.parent
 
 
 def double(item: int) -> int:
@@ -92,3 +95,41 @@ def test_ctrl_c_while_work_is_handed_out_is_heeded_as_the_caller_said(monkeypatc
     assert noted == [signal.SIGINT]
     with pytest.raises(KeyboardInterrupt):
         list(in_order(double, range(40), 2))
+
+
+GROUP = """
+import os, signal, sys, time
+from preprocess.workers import in_order
+from tests.test_workers import slow
+asked = []
+signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+found = []
+for item in in_order(slow, range(40), 2):
+    found.append(item)
+    if len(found) in (1, 5):
+        os.killpg(0, signal.SIGTERM)
+print(len(asked), found == list(range(40)))
+"""
+
+
+def slow(item: int) -> int:
+    time.sleep(0.02)
+    return item
+
+
+def test_who_asks_the_whole_group_to_stop_asks_the_parent_alone() -> None:
+    """As torchrun does. Signals come while the workers work, and the first while one may still start."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP], cwd=ROOT, capture_output=True, text=True, check=False, start_new_session=True
+    )
+    assert done.stdout == "2 True\n", done.stderr
+
+
+def test_sigterm_while_work_is_handed_out_ends_the_process() -> None:
+    """When nothing was said about it; its workers end too."""
+    code = GROUP.replace("signal.signal(signal.SIGTERM", "(lambda *given: None)(signal.SIGTERM")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, start_new_session=True
+    )
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == ""

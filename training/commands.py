@@ -51,6 +51,7 @@ def command_of(task: str) -> click.Command:
     def callback(
         config: str,
         sets: tuple[str, ...],
+        more: tuple[str, ...],
         cache_features: bool,
         lora: tuple[str, ...],
         resume: bool,
@@ -67,7 +68,7 @@ def command_of(task: str) -> click.Command:
         if config == LIST:
             click.echo("\n".join(name for name in presets() if read_settings(name).task == task))
             return
-        settings = read_settings(config, [*sets, *(("run.cache_features=true",) if cache_features else ()), *lora])
+        settings = read_settings(config, [*sets, *more, *(("run.cache_features=true",) if cache_features else ()), *lora])
         if settings.task != task:
             raise Misuse(f"{config} is of the task {settings.task}. Use blip-train {settings.task}, or another --config.")
         if show:
@@ -88,7 +89,8 @@ def command_of(task: str) -> click.Command:
 
     options = [
         click.option("--config", required=True, help="A settings file (YAML), or a preset; '?' lists those of this task."),
-        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting, such as run.batchsize=8."),
+        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE ...", help="Settings, such as run.batchsize=8."),
+        click.argument("more", nargs=-1, metavar=""),  # those that follow the first one behind --set
         click.option("--cache-features", is_flag=True, help="Keep what the frozen image encoder makes of each picture on disk."),
         click.option(
             "--lora", callback=_lora, metavar="rank=16,alpha=32", help="Train the language model by LoRA: rank, alpha, dropout."

@@ -32,7 +32,7 @@ from training.loader import Loaded
 from training.momentum import ramped
 from training.optimizer import make_optimizer, make_scaler, set_learning_rate, take_step
 from training.order import START
-from training.parallel import DDP, NONE, Place, blocks, joined, shared
+from training.parallel import DDP, NONE, Place, blocks, has_npu, joined, shared
 from training.plan import Plan, batches, plan_of
 from training.precision import precisely, widened
 from training.schedule import learning_rate
@@ -94,7 +94,7 @@ def device_of(settings: Settings) -> str:
     """What runs the training. Raises Misuse where it cannot compute as asked."""
     device = settings.run.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "npu" if has_npu() else "cpu"
     if device == "cpu" and settings.run.precision == "fp16":
         raise Misuse("run.precision is fp16, which CPUs have no fast products of. Set run.precision to bf16 or fp32.")
     return device
@@ -210,7 +210,8 @@ def _run(
                 _refuse_no_number("loss", step + 1, batch, found, watch)
             norm = take_step(parts.optimizer, parts.scaler, settings.optimizer.clip, run.loss_scale)
             left_out = 0 if math.isfinite(norm) else left_out + 1
-            if left_out > (HALVINGS if parts.scaler.is_enabled() else 0):  # which goes on with a smaller scale
+            never = step + 1 == length.steps and left_out > step  # no step of the whole training has changed a weight
+            if never or left_out > (HALVINGS if parts.scaler.is_enabled() else 0):  # which goes on with a smaller scale
                 _refuse_no_number("gradient", step + 1, batch, {"norm": norm}, watch)
             if isinstance(temp := getattr(task.model, "temp", None), Tensor):
                 with torch.no_grad():

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import distributed, nn
@@ -72,6 +73,14 @@ def joined(device: str, mode: str, backend: str = "auto") -> Iterator[Place]:
         distributed.destroy_process_group()
 
 
+def has_npu() -> bool:
+    """Whether this machine has an NPU that torch_npu knows of."""
+    if find_spec("torch_npu") is None:
+        return False
+    import_module("torch_npu")  # makes torch know the device
+    return bool(torch.get_device_module("npu").is_available())
+
+
 def device_of(name: str, number: int) -> torch.device:
     """The `number`-th device of a kind. Raises Misuse when there is none."""
     if name == "npu":
@@ -95,8 +104,8 @@ def shared(learner: Learner, mode: str, place: Place, unused: bool = False) -> n
     """The learner, whose gradients come to be the mean over all processes.
 
     With `ddp` each process holds all of it; with `shard_grad_op` a share of gradients and of the optimizer's state, and the
-    weights from the forward to the backward pass; with `full_shard` a share of the weights as well, block by block (of FlanT5's
-    language model, whose blocks are not run by `forward`, all of it comes and goes together). `unused`:
+    weights from the forward to the backward pass; with `full_shard` a share of the weights as well, block by block (FlanT5's
+    language model, whose blocks are not run by `forward`, stays whole from the forward to the backward pass here too). `unused`:
     steps may leave some weights without a gradient, which `ddp` must then look for in each.
     """
     if place.processes == 1 or mode == NONE:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from models.config import Blip2Config, Blip2LlmConfig, BlipCaptionConfig, BlipConfig, BlipVqaConfig, Config
 from models.errors import Misuse
+from models.llm_config import T5Config
 from models.presets import PRESETS, preset
 from training.schedule import WITH_DECAY, WITHOUT_START, WITHOUT_WARMUP, Schedule
 
@@ -128,6 +129,8 @@ def check_parts(settings: Settings, sizes: Config) -> None:
     for part in OF_STAGE2:
         fits = not getattr(model, part) or isinstance(sizes, Blip2LlmConfig)
         _expect(fits, key, named, f"a model of BLIP-2's second stage, with model.{part}")
+    if isinstance(sizes, Blip2LlmConfig) and isinstance(sizes.llm, T5Config):
+        _expect(not settings.run.checkpointing, "run.checkpointing", True, "false: FlanT5's language model is not reached by it")
     own = settings.parallel.negatives == "own" and not isinstance(sizes, BlipConfig)
     _expect(not own, key, named, "a model of BLIP, with parallel.negatives: own")
     follows = model.momentum is None or isinstance(sizes, BlipConfig)
@@ -144,14 +147,18 @@ def _check_data(data: Data, batchsize: int) -> None:
     if data.validation is not None:
         _check_source("data.validation", data.validation)
         _expect(data.validation.kind != "shards", "data.validation.kind", "shards", "karpathy, flickr8k or vqa")
+        _expect(data.validation.weight == 1, "data.validation.weight", data.validation.weight, "1.0: each sample counts once")
+        changed = data.validation.transform
+        _expect(changed is None, "data.validation.transform", changed, "null: pictures are measured as they are")
     if data.crop_scale is not None:
         low, high = data.crop_scale
         _expect(0 < low <= high <= 1, "data.crop_scale", list(data.crop_scale), "two shares above 0, the smaller first, to 1")
     _share("data.flip", data.flip)
     for key in ("shift", "easy", "easy_steps"):
         _least(f"data.{key}", getattr(data, key), 0)
-    for key in ("together", "max_words", "workers", "prefetch"):
+    for key in ("together", "max_words", "workers"):
         _least(f"data.{key}", getattr(data, key), 1)
+    _expect(1 <= data.prefetch <= 4, "data.prefetch", data.prefetch, "1 to 4")
     _least("data.max_length", data.max_length, 3)  # [CLS], a token and [SEP]
     _expect(batchsize % data.together == 0, "run.batchsize", batchsize, f"a multiple of data.together, {data.together}")
     if any(source.kind == "shards" for source in data.train):
@@ -177,7 +184,10 @@ NEEDED = {  # of each kind of source
     "shards": ("shards",),
 }
 OPTIONAL = {"vqa": ("questions",), "shards": ("samples",)}
-NOT_OF_SHARDS = {"split": None, "weight": 1.0, "per_picture": False}  # they have no list to choose from, and are read alone
+NOT_OF: dict[str, dict[str, object]] = {  # with what is meant by leaving it out; shards have no list, and are read alone
+    "vqa": {"split": None, "per_picture": False},
+    "shards": {"split": None, "per_picture": False, "weight": 1.0},
+}
 ORDERED = {"together": 1, "easy": 0, "easy_steps": 0}  # what says in which order samples in files come
 
 
@@ -188,10 +198,9 @@ def _check_source(key: str, source: Source) -> None:
     for name in ("annotations", "images", "questions", "shards", "samples"):
         unused = getattr(source, name) is None or name in allowed
         _expect(unused, f"{key}.{name}", getattr(source, name), f"null, for the kind {source.kind}")
-    if source.kind == "shards":
-        for name, usual in NOT_OF_SHARDS.items():
-            value = getattr(source, name)
-            _expect(value == usual, f"{key}.{name}", value, f"{_yaml(usual)}, for the kind shards")
+    for name, usual in NOT_OF.get(source.kind, {}).items():
+        value = getattr(source, name)
+        _expect(value == usual, f"{key}.{name}", value, f"{_yaml(usual)}, for the kind {source.kind}")
     _least(f"{key}.samples", source.samples, 1)
     _above(f"{key}.weight", source.weight)
 
@@ -230,8 +239,6 @@ def _check_run(settings: Settings) -> None:
     _least("run.itm_after", run.itm_after, 0)
     matching = settings.task in ("pretrain", "stage1", "retrieval")
     _expect(matching or not run.itm_after, "run.itm_after", run.itm_after, f"0, for {settings.task}, which has no matching loss")
-    own = settings.parallel.negatives == "own"
-    _expect(matching or not own, "parallel.negatives", "own", f"all, for {settings.task}, which has no matching loss")
     _above("run.loss_scale", run.loss_scale)
     _expect(run.loss_scale is None or run.precision == "fp16", "run.loss_scale", run.loss_scale, f"null, with {run.precision}")
     _below_one("run.ema", run.ema)
@@ -247,6 +254,11 @@ def _check_run(settings: Settings) -> None:
     _least("run.generation.max_length", most, 1)
     _expect(most is None or most >= (least or 0), "run.generation.max_length", most, f"min_length, {least}, or more")
     _above("run.generation.repetition_penalty", run.generation.repetition_penalty)
+    for key in ("num_beams", "max_length", "min_length", "length_penalty", "repetition_penalty"):
+        value = getattr(run.generation, key)
+        _expect(
+            value is None or not matching, f"run.generation.{key}", value, f"null, for {settings.task}, which writes no texts"
+        )
     if run.cache_features:
         _expect(settings.task in ("stage1", "stage2"), "task", settings.task, "stage1 or stage2, with run.cache_features")
         _expect(model.freeze_vit, "model.freeze_vit", model.freeze_vit, "true, with run.cache_features")

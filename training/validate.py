@@ -151,7 +151,7 @@ def _whole(learner: nn.Module, device: torch.device) -> Iterator[None]:
         # FSDP's own would let weights go behind each layer, and count on all processes to fetch them again as often.
         module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([device], device_type=device.type) if device.type != "cpu" else torch.random.fork_rng([]):
             yield
     finally:
         for module, (before, after) in zip(shares, hooks, strict=True):
