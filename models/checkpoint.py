@@ -103,13 +103,17 @@ def load_stage1(config: Blip2Config, path: Path, vit_checkpoint: Path | None = N
 
 
 def load_generator(
-    config: GenerationConfig, path: Path, vit_checkpoint: Path | None = None, llm_checkpoint: Path | None = None
+    config: GenerationConfig,
+    path: Path,
+    vit_checkpoint: Path | None = None,
+    llm_checkpoint: Path | None = None,
+    begins: bool = False,
 ) -> tuple[Generator, LoadReport]:
     """The same of a model that writes words, whose language model may lie in a folder of its own, `llm_checkpoint`.
 
     A language model keeps the precision it is stored in, so that it stays mapped from its file: run it within
-    `models.stored.compute_in_float32`. All else is float32. Raises UserError and Misuse as `load_model` does, and UserError
-    when the config.json of the language model contradicts `config`.
+    `models.stored.compute_in_float32`. All else is float32. `begins`: see `models.fit.check_model`. Raises UserError and Misuse
+    as `load_model` does, and UserError when the config.json of the language model contradicts `config`.
     """
     if llm_checkpoint and not isinstance(config, Blip2LlmConfig):
         raise Misuse(f"--llm-checkpoint is for BLIP-2's second stage: a checkpoint of BLIP, as {path} should be, holds all.")
@@ -120,7 +124,7 @@ def load_generator(
         main, others = open_stage2(main, config, llm_checkpoint)
     else:
         main = with_decoder(main, shapes_of(model))
-    return model, _fill(model, config, [*with_image_encoder(main, vit_checkpoint, config), *others])
+    return model, _fill(model, config, [*with_image_encoder(main, vit_checkpoint, config), *others], begins)
 
 
 def begin_stage2(
@@ -160,11 +164,11 @@ def load_image_encoder(model: Blip2Stage1, path: Path) -> LoadReport:
     return _report([source], model.cfg, encoder, interpolated)
 
 
-def _fill(model: Retrieval | Generator, config: Config, sources: list[Source]) -> LoadReport:
+def _fill(model: Retrieval | Generator, config: Config, sources: list[Source], begins: bool = False) -> LoadReport:
     expected = shapes_of(model)
     parts = list(zip(sources, shared_out(expected, sources), strict=True))
     for source, its_own in parts:  # before any number is read
-        check_model(source, config, its_own)
+        check_model(source, config, its_own, begins)
         if isinstance(config, Blip2LlmConfig) and any(name.startswith(LLM) for name in its_own):
             check_config_json(source, config.llm)
     used: dict[str, Tensor] = {}

@@ -27,6 +27,8 @@ from models.config import (
 from models.errors import UserError
 from models.llm_config import BAICHUAN, GELU, GELU_TANH, LLAMA, OPT, T5, VICUNA, LlamaConfig, LlmConfig, OptConfig, T5Config
 
+SAFETENSORS = ".safetensors"
+LARGEST_HEAD = 100 << 20  # bytes, as the format has it
 LARGEST = 1 << 20  # that a size may be; products of them must be numbers that PyTorch can count to
 FAMILIES: dict[str, type] = {OPT: OptConfig, **dict.fromkeys((LLAMA, VICUNA, BAICHUAN), LlamaConfig), T5: T5Config}
 
@@ -96,12 +98,23 @@ def _check_protocol(config: Config, where: str) -> None:
 
 
 def from_file(path: Path) -> Config:
-    """Sizes typed by the user: a JSON file in the form of `to_dict`. Fields with a default may be left out."""
+    """Sizes typed by the user: a JSON file in the form of `to_dict`, whose fields with a default may be left out. Or those that
+    a training has written into its weights (.safetensors)."""
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(_within(path) if path.suffix == SAFETENSORS else path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}.") from error
     return from_dict(values, str(path))
+
+
+def _within(path: Path) -> str:
+    """The sizes in the head of a file of weights, which is read alone: its length in 8 bytes, and JSON."""
+    with path.open("rb") as file:
+        head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LARGEST_HEAD)))
+    about = head.get("__metadata__") if isinstance(head, dict) else None
+    if not isinstance(about, dict) or "config" not in about:
+        raise UserError(f"{path} says nothing of its sizes; only weights of blip-train do. Give a JSON file.")
+    return str(about["config"])
 
 
 def _read(kind: Any, values: object, where: str) -> Any:

@@ -81,13 +81,15 @@ def shared_out(expected: Mapping[str, Shape], sources: list[Source]) -> list[dic
     ]
 
 
-def check_model(source: Source, config: Config, expected: Mapping[str, Shape]) -> None:
-    """Raises UserError when the source is of another model, or lacks whole parts, or shows other sizes than `config`."""
+def check_model(source: Source, config: Config, expected: Mapping[str, Shape], begins: bool = False) -> None:
+    """Raises UserError when the source is of another model, or lacks whole parts, or shows other sizes than `config`.
+
+    `begins`: a training begins with it, which for answers may be BLIP's pretraining (salesforce/BLIP configs/vqa.yaml)."""
     wanted = wanted_of(config, expected)
     if isinstance(config, Blip2Config):
         _refuse_without_head(source, expected)
     _check_parts(source, expected, wanted)
-    _refuse_other_task(source, config, wanted)
+    _refuse_other_task(source, config, wanted, begins)
     check_sizes(source.path, config, source.tensors, shown_kind(source))
 
 
@@ -154,7 +156,7 @@ def _check_parts(source: Source, expected: Mapping[str, Shape], wanted: Wanted) 
     )
 
 
-def _refuse_other_task(source: Source, config: Config, wanted: Wanted) -> None:
+def _refuse_other_task(source: Source, config: Config, wanted: Wanted, begins: bool) -> None:
     """BLIP's decoder has the same shapes in three models, and was trained to look at pictures or at questions."""
     pretrained = has(source.tensors, "itm_head")
     if isinstance(config, BlipCaptionConfig) and has(source.tensors, "text_encoder") and not pretrained:
@@ -162,7 +164,7 @@ def _refuse_other_task(source: Source, config: Config, wanted: Wanted) -> None:
             f"{source.path} is a checkpoint of {ANSWERS.what}: its decoder looks at questions, not at pictures. Try --model "
             f"blip-vqa-base, or give a checkpoint of {wanted.what}, such as {wanted.such}."
         )
-    if isinstance(config, BlipVqaConfig) and pretrained:
+    if isinstance(config, BlipVqaConfig) and pretrained and not begins:
         raise UserError(
             f"{source.path} is a checkpoint of BLIP's pretraining: its decoder looks at pictures, not at questions. Give a "
             f"checkpoint of {wanted.what}, such as {wanted.such}."

@@ -176,15 +176,16 @@ def open_image_encoder(path: Path, config: Blip2Config | Blip2LlmConfig) -> Sour
 
 def with_decoder(source: Source, expected: Iterable[str]) -> Source:
     """A checkpoint of BLIP with every tensor of its decoder under the decoder's name, and once: what the pretraining shares
-    with the encoder, and our layout keeps under that name, is the decoder's here. Raises UserError when two tensors that
-    should be equal are not."""
+    with the encoder, and our layout keeps under that name, is the decoder's here (of a model for answers, both have it). Raises
+    UserError when two tensors that should be equal are not."""
     tensors, left = without_copies(source.tensors, source.path, BLIP_COPIES)
-    theirs = {name: name.replace("text_decoder.bert.", "text_encoder.", 1) for name in expected if SHARED.match(name)}
+    wanted = set(expected)
+    theirs = {name: name.replace("text_decoder.bert.", "text_encoder.", 1) for name in wanted if SHARED.match(name)}
     theirs = {name: other for name, other in theirs.items() if name not in tensors and other in tensors}
     if source.layout != OURS or not has(tensors, "itm_head") or not theirs:
         return replace(source, tensors=tensors, left={**source.left, **left})
     shared = {name: tensors[other] for name, other in theirs.items()}
-    own = {name: tensor for name, tensor in tensors.items() if name not in theirs.values()}
+    own = {name: tensor for name, tensor in tensors.items() if name in wanted or name not in theirs.values()}
     note = "the decoder shares all but its self-attention and its head with the text encoder, as in the pretraining"
     return replace(
         source,

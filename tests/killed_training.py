@@ -1,4 +1,4 @@
-"""A training that is killed again and again. Run by tests/test_fit.py: python -m tests.killed_training SETTINGS
+"""A training that is killed again and again. Run by tests/test_going_on.py: python -m tests.killed_training SETTINGS
 
 Its processes are forked from one that has all modules already, which saves the seconds that each would need to start.
 """

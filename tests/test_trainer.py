@@ -88,6 +88,11 @@ def test_it_answers(tmp_path: Path, pictures: Path) -> None:
     trainer = Trainer("vqa", args=described(tmp_path, pictures, "vqa", speaker(tmp_path, "vqa")))
     trainer.train(max_steps=2)
     assert len(trainer.predict(files(pictures), ["What is it?"] * 3)) == 3
+    for images, kind in ((3, "int"), ([None], "NoneType"), (np.zeros((3, 16, 16)), "ndarray")):
+        with pytest.raises(Misuse, match=f"images holds a value of the type {kind}; expected names of picture files"):
+            trainer.predict(images, ["What is it?"])  # type: ignore[arg-type]
+    with pytest.raises(Misuse, match="args is of the type int; expected a file, a preset"):
+        Trainer("vqa", args=3)  # type: ignore[arg-type]
     with pytest.raises(Misuse, match=r"3 pictures and 2 questions"):
         trainer.predict(files(pictures), ["What is it?"] * 2)
     captioner = Trainer("caption", args=described(tmp_path, pictures, "caption", speaker(tmp_path, "caption")))

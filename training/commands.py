@@ -13,6 +13,7 @@ import click
 from models.errors import Command, Misuse, UserError, extra
 from training.settings import Lora
 
+STOPPED = 130  # exit code of what a signal ended, as a shell has it of Ctrl-C
 LIST = "?"  # in the place of a preset
 LORA = [field.name for field in dataclasses.fields(Lora)]
 TASKS = {
@@ -68,7 +69,7 @@ def command_of(task: str) -> click.Command:
         if config == LIST:
             click.echo("\n".join(name for name in presets() if read_settings(name).task == task))
             return
-        settings = read_settings(config, [*sets, *more, *(("run.cache_features=true",) if cache_features else ()), *lora])
+        settings = read_settings(config, [*sets, *more, *(("run.cache_features=true",) if cache_features else ()), *lora], task)
         if settings.task != task:
             raise Misuse(f"{config} is of the task {settings.task}. Use blip-train {settings.task}, or another --config.")
         if show:
@@ -86,6 +87,8 @@ def command_of(task: str) -> click.Command:
             click.echo(f"{fitted.weights}: {fitted.weights.stat().st_size / 1e6:.2f} MB")
         elif not perf:
             click.echo(f"Stopped after step {fitted.step:,}. The same command with --resume goes on from there.")
+        if fitted.stopped:
+            raise SystemExit(STOPPED)
 
     options = [
         click.option("--config", required=True, help="A settings file (YAML), or a preset; '?' lists those of this task."),
@@ -96,7 +99,9 @@ def command_of(task: str) -> click.Command:
             "--lora", callback=_lora, metavar="rank=16,alpha=32", help="Train the language model by LoRA: rank, alpha, dropout."
         ),
         click.option("--resume", is_flag=True, help="Go on from the newest whole state in run.out."),
-        click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many steps, with a state to go on from."),
+        click.option(
+            "--max-steps", type=click.IntRange(min=1), help="Stop after so many steps more, with a state to go on from."
+        ),
         click.option("--perf", is_flag=True, help="Measure the speed of --max-steps steps, and save nothing."),
         click.option("--show", is_flag=True, help="Print all settings, as a file for --config, and stop."),
     ]

@@ -38,7 +38,7 @@ from training.precision import precisely, widened
 from training.schedule import learning_rate
 from training.settings import Settings
 from training.settings_check import SEEDS
-from training.state import Parts, Progress
+from training.state import Origin, Parts, Progress
 from training.stop import asked_to_stop
 from training.task import Moment, Task, moved, task_of
 from training.validate import Metrics, measure_of
@@ -57,6 +57,7 @@ class Fitted:
 
     step: int
     weights: Path | None  # that it ended with; None when it was stopped before, or measured speed alone
+    stopped: bool = False  # by a signal
 
 
 def fit(settings: Settings, resume: bool = False, max_steps: int | None = None, perf: bool = False) -> Fitted:
@@ -112,7 +113,11 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
     task = task_of(settings)
     plan = plan_of(settings, task.config, place.processes)
     if place.rank == 0:
-        click.echo("\n".join([*task.said, f"{plan.length.steps:,} steps, {plan.length.steps_per_epoch:,} to an epoch"]))
+        learning, whole = (
+            sum(p.numel() for p in task.model.parameters() if p.requires_grad or not alone) / 1e6 for alone in (True, False)
+        )
+        length = f"{plan.length.steps:,} steps, {plan.length.steps_per_epoch:,} to an epoch"
+        click.echo("\n".join([*task.said, f"{learning:,.2f} of {whole:,.2f} million weights learn", length]))
     learner = Learner(task.model, task.losses_of).to(place.device)
     measure = None if perf else measure_of(settings, task.config, task.words, learner, place.device)
     if task.momentum:
@@ -131,13 +136,17 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
         others["average"] = Average(task.model, settings.run.ema)
     if place.rank:
         torch.manual_seed(settings.run.seed + place.rank)  # what is left out at random is another share in each process
-    parts = Parts(task.model, optimizer, make_scaler(settings.run, place.device), others)
+    parts = Parts(task.model, optimizer, make_scaler(settings.run, place.device), others, Origin(task.said, plan.digest))
     progress = state.restore(newest, parts, settings) if newest else Progress(0, START)
+    if progress.step > plan.length.steps:
+        raise Misuse(
+            f"{newest} is beyond the {plan.length.steps:,} steps that are asked for now. Ask for more, or choose another run.out."
+        )
     ready_to_learn(task.model)
     last = plan.length.steps if max_steps is None else min(plan.length.steps, progress.step + max_steps)
     step = _run(settings, place, task, plan, together, parts, progress, last, perf, measure)
     if perf or step < plan.length.steps:
-        return Fitted(step, None)
+        return Fitted(step, None, stopped=step < last)
     if average := average_in(parts.others):
         average.exchange(task.model)
     return Fitted(step, write_weights(task.model, task.config, settings))

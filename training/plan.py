@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -39,6 +40,20 @@ class Plan:
     length: Length
     accumulate: int  # batches of a step
     features: np.ndarray | None = None  # (P, T, D) of the pictures of `samples`, where they are kept: no picture is opened
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what there is to learn, but for the pixels."""
+        found = hashlib.sha256()
+        if self.shards:
+            for file in self.shards.files:
+                found.update(f"{file} {file.stat().st_size}\n".encode(errors="surrogateescape"))
+        else:
+            assert self.samples
+            found.update(self.samples.picture.tobytes())
+            for part in (self.samples.pictures, self.samples.texts, self.samples.answers):
+                found.update(repr(part).encode(errors="surrogateescape"))
+        return found.hexdigest()
 
     def batches(self, done: int, start: Position, rank: int, ranks: int) -> Iterator[Planned]:
         """Endless batches for one process.

@@ -37,13 +37,16 @@ def presets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read_settings(given: str | Path | Mapping[str, Any] | Settings, sets: Sequence[str | Mapping[str, Any]] = ()) -> Settings:
+def read_settings(
+    given: str | Path | Mapping[str, Any] | Settings, sets: Sequence[str | Mapping[str, Any]] = (), task: str | None = None
+) -> Settings:
     """Read a settings file, or a preset.
 
     Args:
         given: a text may be the name of a preset or of its alias; otherwise it is the file, as a Path always is. Or the keys of
             such a file with their values, or settings that are to be changed.
         sets: changes such as "schedule.lr=1e-4", applied in their order; the value is YAML. Or keys with their values.
+        task: where nothing of these says one.
 
     Raises Misuse, with the source and the dotted key: a file that cannot be read, an unknown key (the nearest one is named), a
     value of another type, one out of its range.
@@ -58,7 +61,7 @@ def read_settings(given: str | Path | Mapping[str, Any] | Settings, sets: Sequen
     else:
         layers = list(_file(Path(given)))
     layers += [_set(change) if isinstance(change, str) else (IN_PYTHON, _plain(dict(change))) for change in sets]
-    values: Any = {}
+    values: Any = {} if task is None else {"task": task}
     for where, layer in layers:
         typed(Settings, layer, "", where, whole=False)
         values = _joined(values, layer, "", where)
@@ -126,6 +129,8 @@ def _set(text: str) -> Layer:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise Misuse(f"--set is {text!r}; expected KEY=VALUE, such as schedule.lr=1e-4.")
+    if parts == [PRESET]:
+        raise Misuse(f"--set is {text!r}, but a preset is what settings begin from: name it by --config, or in a file.")
     layer = _parsed(value, f"--set {text}")
     for part in reversed(parts):
         layer = {int(part) if part.isdecimal() and len(part) < 10 else part: layer}

@@ -114,7 +114,7 @@ def _generator(asked: Model, config: Config, seed: int) -> tuple[Generator, list
         torch.manual_seed(seed)
         if begun := begin_stage2(config, asked.checkpoint, asked.vit_checkpoint, asked.llm_checkpoint):
             return begun[0], begun[1].lines()
-    loaded, report = load_generator(config, asked.checkpoint, asked.vit_checkpoint, asked.llm_checkpoint)
+    loaded, report = load_generator(config, asked.checkpoint, asked.vit_checkpoint, asked.llm_checkpoint, begins=True)
     return loaded, report.lines()
 
 

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ class Progress:
     best_step: int | None = None  # that has it
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a training is made from beside its settings, which name files that may have changed."""
+
+    weights: tuple[str, ...] = ()  # what was said of the first ones, with their sha256
+    samples: str = ""  # sha256 of what there is to learn
+
+
 @dataclass
 class Parts:
     """What a state is taken of and put back into."""
@@ -63,6 +72,7 @@ class Parts:
     optimizer: torch.optim.AdamW
     scaler: GradScaler
     others: Mapping[str, nn.Module] = field(default_factory=dict)  # by the name of their file; the same on every process
+    origin: Origin = field(default_factory=lambda: Origin())
 
 
 def folder_of(out: Path, step: int) -> Path:
@@ -83,6 +93,7 @@ def save(out: Path, parts: Parts, progress: Progress, settings: Settings) -> Pat
     random = _random_of_all(parts)
     content = {"step": progress.step, "position": asdict(progress.position), "best": progress.best}
     content |= {"best_step": progress.best_step, "trainable_only": only, "processes": processes(), "settings": to_dict(settings)}
+    content["origin"] = asdict(parts.origin)
     about = {"step": str(progress.step)}
     if hasattr(parts.model, "cfg"):
         about["config"] = json.dumps(config_file.to_dict(parts.model.cfg))  # type: ignore[arg-type]
@@ -118,6 +129,7 @@ def restore(folder: Path, parts: Parts, settings: Settings) -> Progress:
     def read() -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
         found = _checked(folder)
         refuse_other_settings(folder, settings)
+        _compare_origin(folder, found, parts.origin, settings)
         for name, module in {"model": parts.model, **parts.others}.items():
             file = folder / f"{name}.safetensors"
             tensors[name] = load_file(file) if file.name in found["files"] else {}
@@ -240,9 +252,12 @@ def _a_sentence(out: Path, step: int) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
+        left = "There is no earlier one: make room, and begin again."
+        if out.is_dir() and _folders(out):
+            left = "Earlier states are as they were: make room, and go on with --resume."
         raise UserError(
             f"The state of step {step:,} cannot be written to {out}: {' '.join(str(error).split()).rstrip('.')}. "
-            "Is the disk full? Earlier states are as they were: make room, and go on with --resume."
+            f"Is the disk full? {left}"
         ) from error
 
 
@@ -277,7 +292,7 @@ def _checked(folder: Path) -> dict[str, Any]:
         if (found["format"], found["kind"]) != (manifest.FORMAT, KIND):
             raise ValueError(f"it is of kind {found['kind']!r}, format {found['format']!r}")
         records = [(folder / name, record) for name, record in found["files"].items()]
-        missing = {"step", "position", "best", "best_step", "trainable_only", "processes", "settings"} - found.keys()
+        missing = {"step", "position", "best", "best_step", "trainable_only", "processes", "settings", "origin"} - found.keys()
         if missing or not {MODEL, OPTIMIZER, RANDOM} <= found["files"].keys():
             raise ValueError(f"it says nothing of {', '.join(sorted(missing)) or 'the weights'}")
     except FileNotFoundError as error:
@@ -292,6 +307,24 @@ def _checked(folder: Path) -> dict[str, Any]:
         if manifest.file_record(file)["sha256"] != record["sha256"]:
             raise UserError(f"{file} is not what its manifest describes: the sha256 differs.")
     return found
+
+
+def _compare_origin(folder: Path, found: dict[str, Any], now: Origin, settings: Settings) -> None:
+    """Say what has changed since; raise Misuse where what was learnt would be joined to other frozen weights."""
+    then = found["origin"]
+    if found["trainable_only"] and then["weights"] != list(now.weights):
+        their, our = next(
+            (pair for pair in zip_longest(then["weights"], now.weights, fillvalue="nothing") if pair[0] != pair[1]),
+        )
+        raise Misuse(
+            f"{folder} holds what was learnt alone, beside other frozen weights: then it was {their}, and now it is {our}. "
+            "Go on with the same files, or choose another run.out."
+        )
+    if then["samples"] != now.samples:
+        click.echo(f"What there is to learn has changed since {folder.name}: batches will be other ones than if it had not.")
+    for key in ("epochs", "steps"):
+        if (their := found["settings"]["run"][key]) != (our := getattr(settings.run, key)):
+            click.echo(f"run.{key} was {their} until {folder.name} and is {our} now: the learning rate goes on as that has it.")
 
 
 def _refuse_model(file: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:

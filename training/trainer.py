@@ -58,7 +58,9 @@ class Trainer:
         if task not in MODELS:
             raise Misuse(f"task is {task!r}; expected one of {', '.join(MODELS)}.")
         named = {} if model is None else {"model": {"name": model, "config": None} if isinstance(model, str) else model}
-        settings = read_settings({"task": task} if args is None else args, [named, changes])
+        if not isinstance(args, Settings | Mapping | str | Path | None):
+            raise Misuse(f"args is of the type {type(args).__name__}; expected a file, a preset, keys with values, or Settings.")
+        settings = read_settings({} if args is None else args, [named, changes], task)
         if settings.task != task:
             raise Misuse(f"args are of the task {settings.task}; expected {task}.")
         self.settings = settings
@@ -98,7 +100,7 @@ class Trainer:
         """
         with joined(device_of(self.settings), DDP, self.settings.parallel.backend) as place:
             task, texts = self._ready(weights, place.device), [texts] if isinstance(texts, str) else texts
-            files = [Path(image) for image in ([images] if isinstance(images, str | Path) else images)]
+            files = _files(images)
             model, config = task.model, task.config
             if not isinstance(config, GenerationConfig):
                 if texts is None:
@@ -144,6 +146,14 @@ class Trainer:
         ids, mask = (torch.from_numpy(x).to(device) for x in tokenised(texts, words, protocol.max_words, protocol.max_length))
         found: Tensor = similarities(model, torch.cat(feats), model.text_embed(ids, mask))  # (N, M)
         return found.float().cpu().numpy()
+
+
+def _files(images: Any) -> list[Path]:
+    given = [images] if isinstance(images, str | Path) or not isinstance(images, Sequence) else images
+    for image in given:
+        if not isinstance(image, str | Path):
+            raise Misuse(f"images holds a value of the type {type(image).__name__}; expected names of picture files.")
+    return [Path(image) for image in given]
 
 
 def _fill(task: Task, path: Path) -> None:
