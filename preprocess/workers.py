@@ -102,9 +102,10 @@ def _apart() -> None:
     """In a worker: what asks the parent's whole group of processes to stop, as torchrun does, asks the parent alone, who may
     still need what is being made. But end when the parent was killed and can tell nobody."""
     os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # drops one that came while it was masked
+    asked = signal.sigtimedwait({signal.SIGTERM}, 0)  # while it was masked
+    if asked and asked.si_pid == os.getppid():
+        os._exit(1)  # with which the pool ends its other processes when one has died
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which the pool ends its other processes when one has died
     parent = multiprocessing.parent_process()
     assert parent is not None
 

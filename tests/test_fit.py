@@ -249,7 +249,7 @@ def test_two_trainings_in_one_folder(tmp_path: Path, pictures: Path) -> None:
 
 def test_several_settings_at_once() -> None:
     """Behind one --set, or each behind its own."""
-    for sets in (["--set", "run.steps=3", "run.seed=5"], ["--set", "run.steps=3", "--set", "run.seed=5"]):
+    for sets in (["--set", "run.steps=3", "run.seed=5"], ["--set", "run.seed=9", "run.steps=3", "--set", "run.seed=5"]):
         shown = yaml.safe_load(chain.done(call("stage1", "--config", "demo-stage1", *sets, "--show")))
         assert (shown["run"]["steps"], shown["run"]["seed"]) == (3, 5)
     said = chain.refusal(call("stage1", "--config", "demo-stage1", "--set", "run.steps=3", "seed"), 2)

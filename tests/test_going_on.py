@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from models.errors import Misuse, UserError
 from tests.generators import speaking
@@ -105,7 +106,7 @@ def test_what_changed_since_is_said_or_refused(tmp_path: Path, pictures: Path, c
         trained(tmp_path, values, "run.steps=3", resume=True)
     first = load_file(tmp_path / "stage2.safetensors")
     save_file({name: tensor + 1 for name, tensor in first.items()}, tmp_path / "stage2.safetensors")
-    with pytest.raises(Misuse, match=r"beside other frozen weights: then it was checkpoint .* \(.*, and now it is checkpoint"):
+    with pytest.raises(Misuse, match=r"was learnt beside other frozen weights, of the sha256 [0-9a-f]+, [0-9a-f]+; now they are"):
         trained(tmp_path, values, resume=True)
     trained(tmp_path, values, "run.trainable_only=false", f"run.out={tmp_path / 'whole'}", max_steps=2)
     save_file(first, tmp_path / "stage2.safetensors")
@@ -152,3 +153,18 @@ def test_a_gradient_that_is_no_number(tmp_path: Path, pictures: Path, monkeypatc
     saved = load_file(tmp_path / "out" / newest(tmp_path / "out") / "model.safetensors")
     assert newest(tmp_path / "out") == "step-0000002"
     assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+@pytest.mark.parametrize(("steps", "last"), [(6, 6), (30, 21)])
+def test_an_fp16_that_never_has_a_gradient(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, steps: int, last: int
+) -> None:
+    """Its scale goes down step by step; when it did all the way, or no step was ever taken, there is nothing to keep."""
+    values = stage2(tmp_path, pictures)
+    monkeypatch.setattr(fitting, "make_scaler", lambda *given: GradScaler("cpu", init_scale=1.0))
+    monkeypatch.setattr(fitting, "take_step", lambda *given: float("inf"))
+    with pytest.raises(UserError, match=rf"The gradient is not a number at step {last} \(norm inf"):
+        trained(tmp_path, values, f"run.steps={steps}")
+    norms = iter([float("inf")] * 3 + [1.0] + [float("inf")] * 2)
+    monkeypatch.setattr(fitting, "take_step", lambda *given: next(norms))
+    assert trained(tmp_path, values, "run.steps=6", f"run.out={tmp_path / 'some'}").step == 6

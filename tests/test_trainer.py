@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models.errors import Misuse, UserError
 from tests.trainings import SMALL, described, equal, logged, short, speaker, stage2, trained, weights
@@ -82,6 +82,23 @@ def test_it_describes_after_lora(tmp_path: Path, pictures: Path) -> None:
     assert only.predict(files(pictures), weights=next((tmp_path / "only").glob("step-*6"))) == only.predict(files(pictures))
     with pytest.raises(Misuse, match="expected data"):
         trainer.evaluate()
+
+
+def test_lora_in_half_precision_is_asked_as_it_was_learnt(tmp_path: Path, pictures: Path) -> None:
+    """Merged matrices are float32; rounded to the half precision that the others have they would be other ones."""
+    values = stage2(tmp_path, pictures, model={"lora": {"rank": 2, "alpha": 4}}, run={"generation": {"max_length": 8}})
+    halves = {name: tensor.half() for name, tensor in load_file(tmp_path / "llm" / "model.safetensors").items()}
+    save_file(halves, tmp_path / "llm" / "model.safetensors", {"format": "pt"})
+    trainer = Trainer("stage2", args=values)
+    fitted = trainer.train()
+    trainer.predict(files(pictures))
+    assert fitted.weights
+    assert trainer._task
+    written, held = load_file(fitted.weights), trainer._task.model.state_dict()
+    assert {tensor.dtype for name, tensor in written.items() if name.startswith("llm_model.")} == {torch.float16, torch.float32}
+    assert all(torch.equal(held[name], tensor) for name, tensor in written.items())
+    merged = next(tensor for name, tensor in written.items() if name.endswith("q_proj.weight") and "llm_model" in name)
+    assert not torch.equal(merged.half().float(), merged)
 
 
 def test_it_answers(tmp_path: Path, pictures: Path) -> None:

@@ -98,7 +98,7 @@ def test_ctrl_c_while_work_is_handed_out_is_heeded_as_the_caller_said(monkeypatc
 
 
 GROUP = """
-import os, signal, sys, time
+import os, signal, subprocess
 from preprocess.workers import in_order
 from tests.test_workers import slow
 asked = []
@@ -107,8 +107,23 @@ found = []
 for item in in_order(slow, range(40), 2):
     found.append(item)
     if len(found) in (1, 5):
-        os.killpg(0, signal.SIGTERM)
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"])
+        while len(asked) < (1 if len(found) == 1 else 2):
+            pass
 print(len(asked), found == list(range(40)))
+"""
+PRESSED = """
+import os, signal
+from concurrent.futures import ProcessPoolExecutor
+from preprocess.workers import in_order
+from tests.test_workers import double
+submit = ProcessPoolExecutor.submit
+def press(self, work, item):
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return submit(self, work, item)
+ProcessPoolExecutor.submit = press
+print(len(list(in_order(double, range(40), 2))))
 """
 
 
@@ -117,19 +132,18 @@ def slow(item: int) -> int:
     return item
 
 
+def alone(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60, start_new_session=True)
+
+
 def test_who_asks_the_whole_group_to_stop_asks_the_parent_alone() -> None:
     """As torchrun does. Signals come while the workers work, and the first while one may still start."""
-    done = subprocess.run(
-        [sys.executable, "-c", GROUP], cwd=ROOT, capture_output=True, text=True, check=False, start_new_session=True
-    )
+    done = alone(GROUP)
     assert done.stdout == "2 True\n", done.stderr
 
 
 def test_sigterm_while_work_is_handed_out_ends_the_process() -> None:
-    """When nothing was said about it; its workers end too."""
-    code = GROUP.replace("signal.signal(signal.SIGTERM", "(lambda *given: None)(signal.SIGTERM")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, start_new_session=True
-    )
-    assert done.returncode == -signal.SIGTERM
-    assert done.stdout == ""
+    """When nothing was said about it."""
+    done = alone(PRESSED)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, ""), done.stderr

@@ -32,17 +32,30 @@ KEYS = {  # of a settings file, for what other commands take as options
         f"--{name.replace('_', '-')}": f"model.{name}" for name in ("tokenizer", "checkpoint", "vit_checkpoint", "llm_checkpoint")
     },
     **{"--workers": "data.workers", "--batchsize": "run.batchsize", "--image-size": "model.image_size"},
+    **{"--model": "model.name", "--out": "run.out"},
 }
+OPTION = re.compile(r"(?<![^\s(])--[a-z-]+")
 
 
 class TaskCommand(Command):
-    """A command whose files are named by settings: what their readers say of options is said of keys."""
+    """A command whose files are named by settings: what their readers say of options is said of keys. --set takes several."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        for before, arg in zip(["", *args], args, strict=False):
+            if before == "--set":
+                spread.append(arg)
+            elif len(spread) > 1 and spread[-2] == "--set" and not arg.startswith("-"):
+                spread += ["--set", arg]
+            else:
+                spread.append(arg)
+        return super().parse_args(ctx, spread)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            said = re.sub("--[a-z-]+", lambda option: KEYS.get(option[0], option[0]), error.message)
+            said = OPTION.sub(lambda option: KEYS.get(option[0], option[0]), error.message)
             raise type(error)(said) from error
 
 
@@ -52,7 +65,6 @@ def command_of(task: str) -> click.Command:
     def callback(
         config: str,
         sets: tuple[str, ...],
-        more: tuple[str, ...],
         cache_features: bool,
         lora: tuple[str, ...],
         resume: bool,
@@ -69,7 +81,7 @@ def command_of(task: str) -> click.Command:
         if config == LIST:
             click.echo("\n".join(name for name in presets() if read_settings(name).task == task))
             return
-        settings = read_settings(config, [*sets, *more, *(("run.cache_features=true",) if cache_features else ()), *lora], task)
+        settings = read_settings(config, [*sets, *(("run.cache_features=true",) if cache_features else ()), *lora], task)
         if settings.task != task:
             raise Misuse(f"{config} is of the task {settings.task}. Use blip-train {settings.task}, or another --config.")
         if show:
@@ -77,15 +89,11 @@ def command_of(task: str) -> click.Command:
             return
         with extra("torch"):
             from training.fit import fit
-        first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
-        if resume and first and not perf and not any(settings.run.out.glob("step-*")):
-            click.echo(f"{settings.run.out} holds no state to go on from: this training begins at the start.")
         fitted = fit(settings, resume, max_steps, perf)
-        if not first:
-            return
-        if fitted.weights:
+        first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun
+        if first and fitted.weights:
             click.echo(f"{fitted.weights}: {fitted.weights.stat().st_size / 1e6:.2f} MB")
-        elif not perf:
+        elif first and not perf:
             click.echo(f"Stopped after step {fitted.step:,}. The same command with --resume goes on from there.")
         if fitted.stopped:
             raise SystemExit(STOPPED)
@@ -93,7 +101,6 @@ def command_of(task: str) -> click.Command:
     options = [
         click.option("--config", required=True, help="A settings file (YAML), or a preset; '?' lists those of this task."),
         click.option("--set", "sets", multiple=True, metavar="KEY=VALUE ...", help="Settings, such as run.batchsize=8."),
-        click.argument("more", nargs=-1, metavar=""),  # those that follow the first one behind --set
         click.option("--cache-features", is_flag=True, help="Keep what the frozen image encoder makes of each picture on disk."),
         click.option(
             "--lora", callback=_lora, metavar="rank=16,alpha=32", help="Train the language model by LoRA: rank, alpha, dropout."
@@ -102,7 +109,7 @@ def command_of(task: str) -> click.Command:
         click.option(
             "--max-steps", type=click.IntRange(min=1), help="Stop after so many steps more, with a state to go on from."
         ),
-        click.option("--perf", is_flag=True, help="Measure the speed of --max-steps steps, and save nothing."),
+        click.option("--perf", is_flag=True, help="Measure the speed of --max-steps steps, and save no state."),
         click.option("--show", is_flag=True, help="Print all settings, as a file for --config, and stop."),
     ]
     found = click.command(task, cls=TaskCommand, help=TASKS[task])(callback)

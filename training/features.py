@@ -73,7 +73,7 @@ def features_of(settings: Settings, config: Config, encoder: nn.Module, pictures
 def _share(left: np.ndarray, place: Place) -> np.ndarray:
     """The pictures of this process. Those of the first machine make all: two machines that map one file write over each other's
     rows, where these share a page."""
-    each = int(os.environ.get("LOCAL_WORLD_SIZE", place.processes))
+    each = min(int(os.environ.get("LOCAL_WORLD_SIZE", place.processes)), place.processes)
     return left[place.rank :: each] if place.rank < each else left[:0]
 
 

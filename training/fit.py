@@ -7,6 +7,7 @@ same batches and the same hard negatives.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -26,7 +27,7 @@ from models.errors import Misuse, UserError
 from training import state
 from training.average import Average, average_in, standing_in
 from training.features import features_of
-from training.gather import averaged
+from training.gather import averaged, rank
 from training.learner import Learner
 from training.loader import Loaded
 from training.momentum import ramped
@@ -48,6 +49,7 @@ from training.written import BEST, WEIGHTS, write_weights
 
 COOLEST, WARMEST = 0.001, 0.5  # bounds of the temperature, salesforce/BLIP models/blip_pretrain.py
 HALVINGS = 20  # of the scale of fp16, from 65536, for one step after the other: it does not get better then
+SHA256 = re.compile("sha256 ([0-9a-f]+)")  # what is said of weights
 PERF = "perf"  # folder in run.out for the log of a run that measures speed: that of a training stays
 
 
@@ -66,7 +68,7 @@ def fit(settings: Settings, resume: bool = False, max_steps: int | None = None, 
     Args:
         resume: go on from the newest whole state there; from the start when there is none.
         max_steps: steps to stop after, with a state to go on from.
-        perf: measure the speed alone: nothing is saved.
+        perf: measure the speed alone: no state is saved.
 
     Raises UserError, naming the step and its batch, when a loss is no longer a number; UserError and Misuse for files and
     settings that cannot be used.
@@ -112,6 +114,11 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
     torch.manual_seed(settings.run.seed)
     task = task_of(settings)
     plan = plan_of(settings, task.config, place.processes)
+    origin = Origin(tuple(SHA256.findall(" ".join(task.said))), "" if perf else by_the_first(plan.digest))
+    if newest:
+        by_the_first(partial(state.compare_origin, newest, origin, settings))
+        if state.step_of(newest) > plan.length.steps:
+            raise Misuse(f"{newest} is beyond the {plan.length.steps:,} steps that are asked for now. Choose another run.out.")
     if place.rank == 0:
         learning, whole = (
             sum(p.numel() for p in task.model.parameters() if p.requires_grad or not alone) / 1e6 for alone in (True, False)
@@ -136,12 +143,8 @@ def _fit(settings: Settings, place: Place, resume: bool, max_steps: int | None, 
         others["average"] = Average(task.model, settings.run.ema)
     if place.rank:
         torch.manual_seed(settings.run.seed + place.rank)  # what is left out at random is another share in each process
-    parts = Parts(task.model, optimizer, make_scaler(settings.run, place.device), others, Origin(task.said, plan.digest))
+    parts = Parts(task.model, optimizer, make_scaler(settings.run, place.device), others, origin)
     progress = state.restore(newest, parts, settings) if newest else Progress(0, START)
-    if progress.step > plan.length.steps:
-        raise Misuse(
-            f"{newest} is beyond the {plan.length.steps:,} steps that are asked for now. Ask for more, or choose another run.out."
-        )
     ready_to_learn(task.model)
     last = plan.length.steps if max_steps is None else min(plan.length.steps, progress.step + max_steps)
     step = _run(settings, place, task, plan, together, parts, progress, last, perf, measure)
@@ -162,6 +165,8 @@ def _newest(settings: Settings, resume: bool) -> Path | None:
         by_the_first(partial(state.refuse_other_settings, newest, settings))
     elif by_the_first((out / WEIGHTS).is_file):
         raise Misuse(f"{out} holds the weights of a training ({WEIGHTS}) and no state to go on from. Choose another run.out.")
+    elif resume and rank() == 0:
+        click.echo(f"{out} holds no state to go on from: this training begins at the start.")
     return newest
 
 

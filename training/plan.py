@@ -41,7 +41,6 @@ class Plan:
     accumulate: int  # batches of a step
     features: np.ndarray | None = None  # (P, T, D) of the pictures of `samples`, where they are kept: no picture is opened
 
-    @property
     def digest(self) -> str:
         """sha256 of what there is to learn, but for the pixels."""
         found = hashlib.sha256()
@@ -51,8 +50,8 @@ class Plan:
         else:
             assert self.samples
             found.update(self.samples.picture.tobytes())
-            for part in (self.samples.pictures, self.samples.texts, self.samples.answers):
-                found.update(repr(part).encode(errors="surrogateescape"))
+            for value in chain(self.samples.pictures, self.samples.texts, self.samples.answers or ()):
+                found.update(f"{value!r}\n".encode(errors="surrogateescape"))
         return found.hexdigest()
 
     def batches(self, done: int, start: Position, rank: int, ranks: int) -> Iterator[Planned]:

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ class Progress:
 class Origin:
     """What a training is made from beside its settings, which name files that may have changed."""
 
-    weights: tuple[str, ...] = ()  # what was said of the first ones, with their sha256
+    weights: tuple[str, ...] = ()  # the beginnings of their files' sha256
     samples: str = ""  # sha256 of what there is to learn
 
 
@@ -129,7 +128,6 @@ def restore(folder: Path, parts: Parts, settings: Settings) -> Progress:
     def read() -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
         found = _checked(folder)
         refuse_other_settings(folder, settings)
-        _compare_origin(folder, found, parts.origin, settings)
         for name, module in {"model": parts.model, **parts.others}.items():
             file = folder / f"{name}.safetensors"
             tensors[name] = load_file(file) if file.name in found["files"] else {}
@@ -167,6 +165,24 @@ def refuse_other_settings(folder: Path, settings: Settings) -> None:
             )
 
 
+def compare_origin(folder: Path, now: Origin, settings: Settings) -> None:
+    """Say what has changed since the whole state in `folder` was written, though settings name it as before. Raises Misuse where
+    what was learnt would be joined to other frozen weights, and where it was trained for longer than is asked for now."""
+    found = json.loads((folder / manifest.NAME).read_text("utf-8"))
+    then, run = found["origin"], found["settings"]["run"]
+    if (found["trainable_only"] or settings.run.trainable_only) and then["weights"] != list(now.weights):
+        their, our = (", ".join(weights) or "none" for weights in (then["weights"], now.weights))
+        raise Misuse(
+            f"{folder} was learnt beside other frozen weights, of the sha256 {their}; now they are {our}. Go on with the same "
+            "files, or choose another run.out."
+        )
+    if then["samples"] != now.samples:
+        click.echo(f"What there is to learn has changed since {folder.name}: batches will be other ones than if it had not.")
+    for key in ("epochs", "steps"):
+        if run[key] != (our := getattr(settings.run, key)):
+            click.echo(f"run.{key} was {run[key]} until {folder.name} and is {our} now, from which the learning rate may depend.")
+
+
 def begun(out: Path) -> str | None:
     """The name of the newest state in `out`, whole or not; None when there is none. All processes call it."""
     return by_the_first(lambda: folders[-1].name if (folders := _folders(out)) else None)
@@ -189,7 +205,7 @@ def latest(out: Path) -> Path | None:
             return folder
         if folders:
             raise UserError(
-                f"None of the {len(folders)} states in {out} is whole. Choose another run.out, or train from the start."
+                f"None of the {len(folders)} states in {out} is whole. Choose another run.out, or remove them and begin again."
             )
         return None
 
@@ -202,9 +218,9 @@ def prune(out: Path, keep: int, step: int, best: int | None = None) -> None:
 
     def remove() -> None:
         _tidy(out)
-        kept = [folder for folder in _folders(out) if _step_of(folder) <= step][-keep:]
+        kept = [folder for folder in _folders(out) if step_of(folder) <= step][-keep:]
         for folder in _folders(out):
-            if folder not in kept and _step_of(folder) != best:
+            if folder not in kept and step_of(folder) != best:
                 (folder / manifest.NAME).unlink(missing_ok=True)  # from here on it is no state
                 shutil.rmtree(folder)
 
@@ -213,7 +229,7 @@ def prune(out: Path, keep: int, step: int, best: int | None = None) -> None:
 
 def _folders(out: Path) -> list[Path]:
     """States, the oldest first. A folder without a manifest is what a removal that was cut short has left."""
-    return sorted((path for path in _numbered(out) if (path / manifest.NAME).is_file()), key=_step_of)
+    return sorted((path for path in _numbered(out) if (path / manifest.NAME).is_file()), key=step_of)
 
 
 def _numbered(out: Path) -> list[Path]:
@@ -221,7 +237,8 @@ def _numbered(out: Path) -> list[Path]:
     return [path for path in out.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """After which step the state in `folder` was saved."""
     return int(folder.name[5:])
 
 
@@ -307,24 +324,6 @@ def _checked(folder: Path) -> dict[str, Any]:
         if manifest.file_record(file)["sha256"] != record["sha256"]:
             raise UserError(f"{file} is not what its manifest describes: the sha256 differs.")
     return found
-
-
-def _compare_origin(folder: Path, found: dict[str, Any], now: Origin, settings: Settings) -> None:
-    """Say what has changed since; raise Misuse where what was learnt would be joined to other frozen weights."""
-    then = found["origin"]
-    if found["trainable_only"] and then["weights"] != list(now.weights):
-        their, our = next(
-            (pair for pair in zip_longest(then["weights"], now.weights, fillvalue="nothing") if pair[0] != pair[1]),
-        )
-        raise Misuse(
-            f"{folder} holds what was learnt alone, beside other frozen weights: then it was {their}, and now it is {our}. "
-            "Go on with the same files, or choose another run.out."
-        )
-    if then["samples"] != now.samples:
-        click.echo(f"What there is to learn has changed since {folder.name}: batches will be other ones than if it had not.")
-    for key in ("epochs", "steps"):
-        if (their := found["settings"]["run"][key]) != (our := getattr(settings.run, key)):
-            click.echo(f"run.{key} was {their} until {folder.name} and is {our} now: the learning rate goes on as that has it.")
 
 
 def _refuse_model(file: Path, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:

@@ -171,4 +171,7 @@ def _fill(task: Task, path: Path) -> None:
         their, our = ("nothing" if name not in found else tuple(found[name].shape) for found in (given, ours))
         if their != our:
             raise UserError(f"{path} is of another model: as {name} it has {their}, expected is {our}.")
+    for name, parameter in task.model.named_parameters():
+        if name in given:  # a matrix that LoRA was merged into is float32 where the language model has half
+            parameter.data = parameter.data.to(given[name].dtype)
     task.model.load_state_dict(given, strict=False)
